@@ -1,0 +1,1 @@
+//! A page store with a hard byte budget.
