@@ -1,0 +1,224 @@
+//! The one table of flags: parser, help, completions and man pages all come from here.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
+use clap_complete::Shell;
+
+use crate::size::RamSize;
+
+/// Memory beyond RAM for unmodified Linux programs.
+///
+/// Pages that do not fit into the budget are compressed in RAM and come back when the program touches them: no swap
+/// device, no kernel module, no change to the program.
+#[derive(Debug, Parser)]
+#[command(name = "tmem", version, max_term_width = 100, after_long_help = EXAMPLES, arg_required_else_help = true)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  tmem doctor                              can this machine and this user do it?
+  tmem run --ram 512M -- python3 job.py    run a program in 512 MiB
+  tmem attach 4711 --ram 1G                squeeze a program that already runs
+  tmem detach 4711                         bring everything back, leave it alone";
+
+/// The subcommands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run a command, and whatever it starts, in a given amount of RAM.
+    #[command(after_long_help = RUN_NOTES)]
+    Run(RunArgs),
+    /// Squeeze a program that is already running into a given amount of RAM.
+    #[command(after_long_help = ATTACH_NOTES)]
+    Attach(AttachArgs),
+    /// Bring every page of a managed program back and leave it as it was.
+    #[command(after_long_help = DETACH_NOTES)]
+    Detach(DetachArgs),
+    /// Say whether this machine and this user can run tmem, and how to grant what is missing.
+    #[command(after_long_help = DOCTOR_NOTES)]
+    Doctor(DoctorArgs),
+    /// Print completions for a shell.
+    #[command(after_long_help = "Example:\n  tmem completions bash > ~/.local/share/bash-completion/completions/tmem")]
+    Completions {
+        /// The shell to print completions for.
+        shell: Shell,
+    },
+    /// Print the manual page, or write one page per subcommand.
+    #[command(after_long_help = "Examples:\n  tmem man | man -l -\n  tmem man /usr/local/share/man/man1")]
+    Man {
+        /// Directory to write tmem.1, tmem-run.1, ... to; without it, tmem.1 goes to standard output.
+        #[arg(value_hint = ValueHint::DirPath)]
+        dir: Option<PathBuf>,
+    },
+}
+
+const RUN_NOTES: &str = "\
+Everything from the first word that is not a flag belongs to the command, as with env: \
+`tmem run --ram 1G ls -l` needs no `--`.
+
+Exit status: that of the command; if a signal ended the command, tmem dies by the same signal. \
+125 if tmem itself cannot go on, 126 if the command cannot be executed, 127 if it is not found.
+
+Examples:
+  tmem run --ram 512M -- python3 job.py
+  tmem run --ram 50% --progress sort -S 4G big.txt -o sorted.txt
+  tmem run --ram 1.5G --stats stats.json --on-full kill -- ./simulate --steps 1000";
+
+const ATTACH_NOTES: &str = "\
+tmem stays in the foreground until the program ends (exit status 0). Ctrl-C, SIGTERM or `tmem detach PID` bring every \
+page back first and leave the program as it was. If tmem is killed with SIGKILL, the program is killed too: its \
+pages are gone, and it must never see wrong ones.
+
+Example:
+  tmem attach $(pgrep -n redis-server) --ram 1G --progress";
+
+const DETACH_NOTES: &str = "\
+The pages need room: the program grows to its full size again. `tmem detach` returns when all of them are back.
+
+Example:
+  tmem detach 4711";
+
+const DOCTOR_NOTES: &str = "\
+Exit status: 0 if `tmem run` can work here, 1 if something it needs is missing.
+
+Examples:
+  tmem doctor
+  tmem doctor --json | jq '.[] | select(.state == \"missing\")'";
+
+/// Flags of `tmem run`.
+#[derive(Args, Debug)]
+pub struct RunArgs {
+    #[command(flatten)]
+    pub budget: BudgetArgs,
+    /// The command and its arguments.
+    #[arg(required = true, trailing_var_arg = true, value_name = "COMMAND", value_hint = ValueHint::CommandWithArguments)]
+    pub command: Vec<OsString>,
+}
+
+/// Flags of `tmem attach`.
+#[derive(Args, Debug)]
+pub struct AttachArgs {
+    #[command(flatten)]
+    pub budget: BudgetArgs,
+    /// Process to manage; what it starts from now on is managed with it.
+    #[arg(value_name = "PID", value_parser = clap::value_parser!(u32).range(1..=i64::from(i32::MAX)))]
+    pub pid: u32,
+}
+
+/// Flags of `tmem detach`.
+#[derive(Args, Debug)]
+pub struct DetachArgs {
+    /// Process to leave alone from now on: the one given to `attach`, or any process of a managed tree.
+    #[arg(value_name = "PID", value_parser = clap::value_parser!(u32).range(1..=i64::from(i32::MAX)))]
+    pub pid: u32,
+}
+
+/// Flags of `tmem doctor`.
+#[derive(Args, Debug)]
+pub struct DoctorArgs {
+    /// Print a JSON array of checks (name, state, finding, fix) instead of a table.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// What `run` and `attach` share.
+#[derive(Args, Debug)]
+pub struct BudgetArgs {
+    /// RAM for the whole process tree and tmem itself: 512M, 1.5G, 800MiB, or 50% of what there is.
+    ///
+    /// K, M, G, T are powers of 1024, with or without "iB"; a bare number is bytes. A percentage is taken of the
+    /// machine's RAM, or of the container's limit if that is less.
+    #[arg(long, value_name = "SIZE", allow_hyphen_values = true)]
+    pub ram: RamSize,
+    /// What to do when what is stored cannot be made smaller any more.
+    #[arg(long, value_name = "ACTION", value_enum, default_value_t)]
+    pub on_full: OnFull,
+    /// Write one JSON object with figures at the end: to FILE, or to standard output for '-'.
+    ///
+    /// docs/stats.md describes the fields. With '-' it follows the command's own output, as its last line.
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub stats: Option<PathBuf>,
+    /// Show a live line on standard error, if that is a terminal.
+    #[arg(long)]
+    pub progress: bool,
+}
+
+/// `--on-full`, in the words of the command line.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum OnFull {
+    /// Let the program grow over the budget, and say so once.
+    #[default]
+    Grow,
+    /// Stop the program, as SIGSTOP does; after SIGCONT it may grow.
+    Stop,
+    /// Kill the program.
+    Kill,
+}
+
+impl From<OnFull> for tmem_run::OnFull {
+    fn from(on_full: OnFull) -> Self {
+        match on_full {
+            OnFull::Grow => Self::Grow,
+            OnFull::Stop => Self::Stop,
+            OnFull::Kill => Self::Kill,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    fn run_args(words: &[&str]) -> RunArgs {
+        match Cli::try_parse_from(words).map(|cli| cli.command) {
+            Ok(Command::Run(args)) => args,
+            other => panic!("{words:?}: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_table_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn the_first_positional_starts_the_command() {
+        let args = run_args(&["tmem", "run", "--ram", "1G", "ls", "-l", "--ram", "2G", "--", "x"]);
+        assert_eq!(args.command, ["ls", "-l", "--ram", "2G", "--", "x"]);
+        assert_eq!(args.budget.ram, RamSize::Bytes(1 << 30));
+        assert_eq!(args.budget.on_full, OnFull::Grow);
+    }
+
+    #[test]
+    fn two_dashes_start_the_command() {
+        let args = run_args(&["tmem", "run", "--ram=1G", "--stats", "-", "--", "-odd", "--help", "--", "y"]);
+        assert_eq!(args.command, ["-odd", "--help", "--", "y"]);
+        assert_eq!(args.budget.stats.as_deref(), Some("-".as_ref()));
+    }
+
+    #[test]
+    fn bad_usage_is_refused() {
+        for words in [
+            &["tmem", "run", "ls"][..],
+            &["tmem", "run", "--ram", "1G"],
+            &["tmem", "run", "--ram", "1G", "--"],
+            &["tmem", "run", "--ram", "lots", "ls"],
+            &["tmem", "run", "--ram", "-1G", "ls"],
+            &["tmem", "run", "--ram", "1G", "--bogus", "ls"],
+            &["tmem", "attach", "--ram", "1G"],
+            &["tmem", "attach", "--ram", "1G", "0"],
+            &["tmem", "attach", "--ram", "1G", "-1"],
+            &["tmem", "attach", "--ram", "1G", "4294967295"],
+            &["tmem", "detach", "me"],
+        ] {
+            Cli::try_parse_from(words).expect_err(&words.join(" "));
+        }
+    }
+}
