@@ -1,9 +1,36 @@
 //! Supervisor and injected agent: run an unmodified program tree in less RAM than it needs.
 //!
-//! `lib.rs` holds the public face; see ARCHITECTURE.md for the life of a page and of a fault.
+//! [`run`] starts a command, [`attach`] joins a running process, [`detach`] leaves it as it was, and
+//! [`doctor::examine`] says whether this machine and this user can do it. See ARCHITECTURE.md for the life of a
+//! page and of a fault.
 
+mod agent;
+mod arch;
+mod control;
+mod counters;
+pub mod doctor;
+mod error;
+mod event;
+mod evict;
+mod fault;
+mod guard;
+mod leave;
 mod options;
+mod pages;
+mod proc;
+mod ptrace;
 mod report;
+mod shared;
+mod signals;
+mod space;
+mod streams;
+mod supervisor;
+mod sys;
+mod tree;
+mod workers;
 
+pub use control::{Detached, detach};
+pub use error::Error;
 pub use options::{OnFull, Options};
 pub use report::{FaultTimes, Report};
+pub use supervisor::{Ending, Outcome, attach, run};

@@ -1,0 +1,187 @@
+//! What the program does to its own memory: each message changes what we hold, before anything else happens.
+
+use std::os::fd::AsFd;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Instant;
+
+use crate::counters::add;
+use crate::pages::{PageNumber, Place};
+use crate::shared::Shared;
+use crate::space::{Inner, Space, object};
+use crate::sys::{self, Message, PAGE, Region, Uffd};
+
+impl Space {
+    /// Reads all messages: events take effect at once, faults are collected.
+    pub fn drain(&self, shared: &Shared, inner: &mut Inner) {
+        while let Some(message) = self.uffd.read() {
+            match message {
+                Message::Fault { address } => inner.faults.push(address / PAGE),
+                Message::Fork { child } => self.fork(shared, inner, Uffd::new(sys::adopt(child))),
+                Message::Remap { from, to, bytes } => self.remap(shared, inner, from, to, bytes),
+                Message::Remove { start, end } => self.remove(shared, inner, start, end),
+                Message::Unmap { start, end } => self.unmap(shared, inner, start, end),
+            }
+        }
+    }
+
+    /// A child got a copy of the address space. It misses exactly the pages that are away now.
+    fn fork(&self, shared: &Shared, inner: &mut Inner, uffd: Uffd) {
+        add(&shared.counters.forks_followed, 1);
+        inner.forked = true;
+        let pool = match shared.store.clone_pool(inner.pool) {
+            Ok(pool) => pool,
+            Err(e) => return shared.fail_stop(self.pid.load(Relaxed), &format!("a fork could not be followed: {e}")),
+        };
+        let mut child = Inner::new(pool);
+        child.forked = true;
+        child.tag = inner.tag;
+        child.registered = inner.registered.clone();
+        child.pages = inner.pages.clone();
+        // Stored copies of pages that are at home belong to the parent only.
+        let mut cached = Vec::new();
+        child.pages.update(0..u64::MAX, |page, meta| {
+            if meta.is_cached() {
+                cached.push(page);
+            }
+            if meta.place() == Place::Home { meta.home().going(meta.is_going()) } else { meta }
+        });
+        for page in cached {
+            shared.store.flush_page(child.key(page));
+        }
+        child.going_since = inner.going_since;
+        let mut buffer = [0_u8; PAGE as usize];
+        for (&page, &slot) in &inner.staged {
+            let whole = sys::read_memory(self.pid.load(Relaxed), inner.slot_address(slot), &mut buffer) == Ok(buffer.len());
+            if !whole || shared.store.put(child.key(page), &buffer).is_err() {
+                return shared.fail_stop(self.pid.load(Relaxed), "a page in staging could not be stored for a forked child");
+            }
+            child.set_place(page, Place::Stored);
+        }
+        let space = Space::forked(shared, uffd, child);
+        shared.adopt(space);
+    }
+
+    /// Pages moved: what is known of them moves along.
+    fn remap(&self, shared: &Shared, inner: &mut Inner, from: u64, to: u64, bytes: u64) {
+        // What lay at the new place was unmapped by the same call and told before; nothing of it is left.
+        let (first, count, target) = (from / PAGE, bytes / PAGE, to / PAGE);
+        self.forget(shared, inner, target, target + count);
+        for (object_end, from, to, pages) in split_by_object(first, target, count) {
+            debug_assert!(pages > 0 && object_end >= pages);
+            let range = from as u32..(from as u32).wrapping_add(pages as u32);
+            if range.start < range.end {
+                shared.store.rekey_range(inner.pool, object(from), range, object(to), to as u32);
+            }
+        }
+        inner.pages.rekey(first..first + count, target);
+        let staged: Vec<(PageNumber, u32)> =
+            inner.staged.iter().map(|(&p, &s)| (p, s)).filter(|&(p, _)| (first..first + count).contains(&p)).collect();
+        for (page, _) in &staged {
+            inner.staged.remove(page);
+        }
+        for (page, slot) in staged {
+            let page = page - first + target;
+            inner.staged.insert(page, slot);
+            inner.slots[slot as usize] = Some(page);
+        }
+        for (start, end) in inner.registered.overlaps(from, from + bytes) {
+            inner.registered.remove(start, end);
+            inner.registered.insert(start - from + to, end - from + to);
+        }
+        let runs: Vec<_> = inner.queue.iter().copied().filter(|r| (first..first + count).contains(&r.page)).collect();
+        for run in runs {
+            inner.arrive(shared, run.page - first + target, run.pages.into());
+        }
+        // Whoever waited at the old place finds nothing there now.
+        let _ = self.uffd.wake(from, bytes);
+    }
+
+    /// `madvise` is about to drop a range. It is dropped after this message is read, at a time we do not learn:
+    /// pages that are present now are on their way out and must not be evicted with their old contents.
+    fn remove(&self, shared: &Shared, inner: &mut Inner, start: u64, end: u64) {
+        self.forget(shared, inner, start / PAGE, end / PAGE);
+        let mut marked = false;
+        match inner.pagemap.as_ref().and_then(|f| f.try_clone().ok()) {
+            Some(pagemap) => {
+                let mut regions = [Region::default(); 128];
+                let mut at = start;
+                while at < end {
+                    let Ok((found, next)) = sys::scan_present(pagemap.as_fd(), at, end, &mut regions) else { break };
+                    for r in &regions[..found] {
+                        marked = true;
+                        (r.start / PAGE..r.end / PAGE).for_each(|p| inner.pages.set(p, inner.pages.get(p).going(true)));
+                    }
+                    if next <= at {
+                        break;
+                    }
+                    at = next;
+                }
+            }
+            // A forked child without an agent: nothing of it is evicted before its threads were seen at rest.
+            None => marked = true,
+        }
+        if marked {
+            inner.going_since = Some(Instant::now());
+        }
+    }
+
+    fn unmap(&self, shared: &Shared, inner: &mut Inner, start: u64, end: u64) {
+        self.forget(shared, inner, start / PAGE, end / PAGE);
+        inner.registered.remove(start, end);
+        let _ = self.uffd.wake(start, end - start);
+    }
+
+    /// Nothing that we hold of these pages is wanted any more.
+    fn forget(&self, shared: &Shared, inner: &mut Inner, first: PageNumber, end: PageNumber) {
+        let mut held = false;
+        let mut staged = Vec::new();
+        inner.pages.update(first..end, |page, meta| {
+            held |= meta.place() == Place::Stored || meta.is_cached();
+            if meta.place() == Place::Staged {
+                staged.push(page);
+            }
+            meta
+        });
+        for page in staged {
+            inner.unstage(page);
+        }
+        if held {
+            for (_, from, _, pages) in split_by_object(first, first, end - first) {
+                let low = from as u32;
+                let last = (u64::from(low) + pages).min(u64::from(u32::MAX)) as u32;
+                shared.store.flush_range(inner.pool, object(from), low..last);
+                if u64::from(low) + pages > u64::from(u32::MAX) {
+                    shared.store.flush_page(inner.key(from + pages - 1));
+                }
+            }
+        }
+        inner.pages.forget(first..end);
+    }
+}
+
+/// Splits a run of pages where its source or its target passes from one object of the store to the next:
+/// `(pages left in the object, source, target, pages)`.
+fn split_by_object(mut from: PageNumber, mut to: PageNumber, mut pages: u64) -> Vec<(u64, PageNumber, PageNumber, u64)> {
+    const OBJECT_PAGES: u64 = 1 << 32;
+    let mut out = Vec::new();
+    while pages > 0 {
+        let room = (OBJECT_PAGES - from % OBJECT_PAGES).min(OBJECT_PAGES - to % OBJECT_PAGES);
+        let n = pages.min(room);
+        out.push((room, from, to, n));
+        (from, to, pages) = (from + n, to + n, pages - n);
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn runs_split_at_object_borders() {
+        let border = 1_u64 << 32;
+        assert_eq!(split_by_object(5, 9, 3).iter().map(|x| (x.1, x.2, x.3)).collect::<Vec<_>>(), [(5, 9, 3)]);
+        let parts: Vec<_> = split_by_object(border - 2, 10, 5).iter().map(|x| (x.1, x.2, x.3)).collect();
+        assert_eq!(parts, [(border - 2, 10, 2), (border, 12, 3)]);
+    }
+}

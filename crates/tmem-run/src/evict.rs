@@ -1,0 +1,387 @@
+//! Eviction: cold pages leave, a batch at a time, away from the fault path.
+//!
+//! 1. Under the lock: choose from the old end of the queue, have the agent MOVE the pages to staging, note them
+//!    as staged. From here on a touch brings a page straight back from staging.
+//! 2. Without the lock: read staging, compress, put into the store.
+//! 3. Under the lock: pages that are still staged are now stored; for the others the stored copy is flushed.
+//! 4. With the next batch (or at rest) the emptied staging pages are dropped.
+//!
+//! A page between 1 and 3 is *in flight* and is not chosen again, so two evictors never store one page at once.
+
+use std::ops::Range;
+use std::os::fd::AsFd;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+
+use crate::agent::Batch;
+use crate::counters::add;
+use crate::fault::Scratch;
+use crate::pages::{Meta, PageNumber, Place};
+use crate::proc;
+use crate::ptrace;
+use crate::shared::{BATCH_PAGES, Shared};
+use crate::space::{Inner, Space};
+use crate::sys::{self, Errno, Filled, PAGE, Region};
+
+/// MOVEs in one message to the agent: bounds how long faults wait for the lock.
+const MOVES_MAX: usize = 96;
+
+/// Queue entries looked at for one batch before giving up for now.
+const LOOKS_MAX: usize = 8192;
+
+/// A page on its way out.
+struct Item {
+    page: PageNumber,
+    slot: u32,
+    cached: bool,
+    /// What became of it outside the lock.
+    stored: bool,
+}
+
+/// What one evictor thread works with.
+pub struct Evictor {
+    worker: usize,
+    buffer: Vec<u8>,
+    items: Vec<Item>,
+    scratch: Scratch,
+}
+
+/// What one step of eviction achieved.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Step {
+    /// Pages that left.
+    pub pages: u64,
+    /// Bytes that this freed, what the store took already taken off.
+    pub freed: i64,
+}
+
+impl Evictor {
+    /// The evictor that uses staging area `worker`.
+    pub fn new(worker: usize) -> Evictor {
+        Evictor {
+            worker,
+            buffer: vec![0; BATCH_PAGES * PAGE as usize],
+            items: Vec::with_capacity(BATCH_PAGES),
+            scratch: Scratch::default(),
+        }
+    }
+
+    /// Evicts one batch from `space`.
+    pub fn step(&mut self, shared: &Shared, space: &Space) -> Step {
+        self.items.clear();
+        settle_going(space);
+        {
+            let mut inner = space.lock();
+            if !self.move_out(shared, space, &mut inner) {
+                return Step::default();
+            }
+            space.pump(shared, &mut inner, &mut self.scratch);
+        }
+        if self.items.is_empty() {
+            return Step::default();
+        }
+        let stored = self.compress(shared, space);
+        let mut inner = space.lock();
+        let pages = self.commit(shared, space, &mut inner);
+        Step { pages, freed: (pages * PAGE) as i64 - stored as i64 }
+    }
+
+    /// Empties this evictor's staging in `space` when there is no next batch to do it with.
+    pub fn rest(&mut self, shared: &Shared, space: &Space) {
+        let mut inner = space.lock();
+        if inner.dead || inner.untrashed.get(self.worker).is_none_or(|&n| n == 0) {
+            return;
+        }
+        let mut batch = Batch::default();
+        self.add_trash(shared, &mut inner, &mut batch);
+        if inner.agent.as_ref().is_none_or(|a| a.call(&mut batch).is_err()) {
+            inner.agent = None;
+        }
+    }
+
+    fn slots(&self) -> Range<usize> {
+        self.worker * BATCH_PAGES..(self.worker + 1) * BATCH_PAGES
+    }
+
+    /// Step 1. False if nothing can be evicted here.
+    fn move_out(&mut self, shared: &Shared, space: &Space, inner: &mut Inner) -> bool {
+        let pid = space.pid.load(Relaxed);
+        // A stopped process has a stopped agent, which would keep us waiting with the lock held.
+        if inner.dead || inner.agent.is_none() || !matches!(proc::state(pid), Some(('R' | 'S' | 'D', _))) {
+            return false;
+        }
+        space.pump(shared, inner, &mut self.scratch);
+        let runs = choose(shared, space, inner, pid);
+        let mut batch = Batch::default();
+        self.add_trash(shared, inner, &mut batch);
+        if runs.is_empty() && batch.is_empty() {
+            return false;
+        }
+        let mut slot = self.slots().start as u32;
+        let mut moves = Vec::with_capacity(runs.len());
+        for run in &runs {
+            if inner.forked && inner.pages.get(run.start).is_stuck() {
+                // Shared with a forked child: have the kernel give this process a copy of its own first.
+                let advice = libc::MADV_POPULATE_WRITE as u64;
+                batch.call(libc::SYS_madvise, [run.start * PAGE, PAGE, advice, 0, 0, 0]);
+            }
+            let pages = run.end - run.start;
+            let words = [inner.slot_address(slot), run.start * PAGE, pages * PAGE, sys::MOVE_MODE_DONTWAKE, 0];
+            let ioctl = [inner.numbers.0, sys::UFFDIO_MOVE, 0, 0, 0, 0];
+            moves.push((batch.call_with(libc::SYS_ioctl, ioctl, 2, &words), slot));
+            slot += pages as u32;
+        }
+        if inner.agent.as_ref().is_none_or(|a| a.call(&mut batch).is_err()) {
+            // The process ended or became another program; the supervisor finds out which.
+            inner.agent = None;
+            return false;
+        }
+        inner.untrashed[self.worker] = slot - self.slots().start as u32;
+        for (run, &((call, words), slot)) in runs.into_iter().zip(&moves) {
+            let moved = (batch.word(words + 4) as i64).max(0) as u64 / PAGE;
+            self.moved(shared, inner, run, moved, batch.result(call).err(), slot);
+        }
+        true
+    }
+
+    /// Notes the outcome of one MOVE.
+    fn moved(&mut self, shared: &Shared, inner: &mut Inner, run: Range<PageNumber>, moved: u64, error: Option<Errno>, slot: u32) {
+        for i in 0..moved {
+            let (page, slot) = (run.start + i, slot + i as u32);
+            let before = inner.set_place(page, Place::Staged);
+            inner.staged.insert(page, slot);
+            inner.slots[slot as usize] = Some(page);
+            inner.in_flight.insert(page);
+            self.items.push(Item { page, slot, cached: before.is_cached(), stored: false });
+        }
+        add(&shared.counters.pages_evicted, moved);
+        let failed = run.start + moved;
+        if failed >= run.end {
+            return;
+        }
+        match error {
+            Some(Errno(libc::ENOENT)) if moved == 0 => {}
+            // Across two mappings, or one of another protection: try smaller pieces before giving up on it.
+            Some(Errno(libc::EINVAL)) if moved == 0 && run.end - run.start > 1 => {
+                let middle = run.start.midpoint(run.end);
+                inner.arrive(shared, run.start, middle - run.start);
+                inner.arrive(shared, middle, run.end - middle);
+                return;
+            }
+            Some(Errno(libc::EAGAIN)) if moved == 0 => {
+                inner.arrive(shared, run.start, run.end - run.start);
+                return;
+            }
+            _ => {
+                let meta = inner.pages.get(failed);
+                inner.pages.set(failed, meta.stuck(true).with_credit(Meta::CREDIT_MAX));
+                inner.arrive(shared, failed, 1);
+                add(&shared.counters.pages_stuck, 1);
+            }
+        }
+        if failed + 1 < run.end {
+            inner.arrive(shared, failed + 1, run.end - failed - 1);
+        }
+    }
+
+    /// Step 2. Returns the bytes that the store took.
+    fn compress(&mut self, shared: &Shared, space: &Space) -> u64 {
+        let pid = space.pid.load(Relaxed);
+        let staging = space.lock().staging;
+        let mut runs: Vec<(u64, usize)> = Vec::new();
+        for item in &self.items {
+            let address = staging + u64::from(item.slot) * PAGE;
+            match runs.last_mut() {
+                Some((start, bytes)) if *start + *bytes as u64 == address => *bytes += PAGE as usize,
+                _ => runs.push((address, PAGE as usize)),
+            }
+        }
+        let bytes = self.items.len() * PAGE as usize;
+        let got = sys::read_memory_runs(pid, &runs, &mut self.buffer[..bytes]).unwrap_or(0);
+        let keys: Vec<_> = {
+            let inner = space.lock();
+            self.items.iter().map(|i| inner.key(i.page)).collect()
+        };
+        let mut taken = 0;
+        for (i, item) in self.items.iter_mut().enumerate().take(got / PAGE as usize) {
+            let page: &tmem::Page = self.buffer[i * PAGE as usize..][..PAGE as usize].try_into().expect("one page");
+            if item.cached {
+                add(&shared.counters.swapcache_tries, 1);
+                if shared.store.matches(keys[i], page) {
+                    add(&shared.counters.swapcache_hits, 1);
+                    item.stored = true;
+                    continue;
+                }
+            }
+            match shared.store.put(keys[i], page) {
+                Ok(put) => {
+                    item.stored = true;
+                    taken += put.stored_bytes as u64;
+                }
+                Err(_) => item.stored = false,
+            }
+        }
+        shared.account.note(taken as i64);
+        taken
+    }
+
+    /// Step 3. Returns the pages that are stored now.
+    fn commit(&mut self, shared: &Shared, space: &Space, inner: &mut Inner) -> u64 {
+        let epoch = shared.evicted(self.items.len() as u64);
+        let mut pages = 0;
+        for (i, item) in self.items.iter().enumerate() {
+            inner.in_flight.remove(&item.page);
+            let owner = inner.slots[item.slot as usize];
+            if owner != Some(item.page) {
+                // It came back, was dropped or was moved elsewhere meanwhile.
+                shared.store.flush_page(inner.key(item.page));
+            }
+            let Some(owner) = owner else { continue };
+            if owner == item.page && item.stored {
+                inner.unstage(owner);
+                let meta = inner.pages.get(owner);
+                inner.pages.set(owner, meta.at(Place::Stored).with_epoch(epoch));
+                pages += 1;
+            } else {
+                let page = &self.buffer[i * PAGE as usize..][..PAGE as usize];
+                self.return_home(shared, space, inner, owner, page);
+            }
+        }
+        pages
+    }
+
+    /// A page that cannot be stored, or that changed its address on the way, goes back to its owner.
+    fn return_home(&self, shared: &Shared, space: &Space, inner: &mut Inner, page: PageNumber, bytes: &[u8]) {
+        let mut bytes_now = [0_u8; PAGE as usize];
+        bytes_now.copy_from_slice(bytes);
+        loop {
+            match space.uffd.copy(page * PAGE, &bytes_now) {
+                Filled::Changing(_) => {
+                    space.drain(shared, inner);
+                    // The event may have dropped or moved it again; it is then no business of ours any more,
+                    // unless it is still staged under another number: leave it staged, a fault finds it there.
+                    if inner.pages.get(page).place() != Place::Staged {
+                        return;
+                    }
+                    std::thread::yield_now();
+                }
+                Filled::NoMemory => std::thread::sleep(Duration::from_millis(1)),
+                Filled::Dead => {
+                    inner.dead = true;
+                    return;
+                }
+                _ => break,
+            }
+        }
+        inner.unstage(page);
+        let meta = inner.pages.get(page);
+        inner.pages.set(page, meta.home().with_credit(Meta::CREDIT_MAX));
+        inner.arrive(shared, page, 1);
+        shared.account.note(PAGE as i64);
+        add(&shared.counters.pages_incompressible, 1);
+    }
+
+    /// Has the agent drop the staging pages of this evictor's last batch: they move to the trash area, whose
+    /// userfaultfd has no events, because dropping them in place would raise one.
+    fn add_trash(&self, shared: &Shared, inner: &mut Inner, batch: &mut Batch) {
+        let slots = std::mem::take(&mut inner.untrashed[self.worker]);
+        if slots == 0 {
+            return;
+        }
+        assert!(inner.slots[self.slots()].iter().all(Option::is_none), "every staged page was committed");
+        const MODE_ALLOW_SRC_HOLES: u64 = 1 << 1;
+        let at = self.slots().start as u64 * PAGE;
+        let bytes = u64::from(slots) * PAGE;
+        let words = [inner.trash + at, inner.staging + at, bytes, sys::MOVE_MODE_DONTWAKE | MODE_ALLOW_SRC_HOLES, 0];
+        batch.call_with(libc::SYS_ioctl, [inner.numbers.1, sys::UFFDIO_MOVE, 0, 0, 0, 0], 2, &words);
+        batch.call(libc::SYS_madvise, [inner.trash + at, bytes, libc::MADV_DONTNEED as u64, 0, 0, 0]);
+        shared.account.note(-(bytes as i64));
+    }
+}
+
+/// Chooses what leaves: runs of present pages from the old end of the queue.
+fn choose(shared: &Shared, space: &Space, inner: &mut Inner, pid: i32) -> Vec<Range<PageNumber>> {
+    if inner.queue.is_empty() {
+        space.rescan(shared, inner);
+    }
+    let held = kernel_touched_pages(pid, inner.agent.as_ref().map_or(0, |a| a.tid()));
+    let mut out: Vec<Range<PageNumber>> = Vec::new();
+    let mut total = 0;
+    let mut looks = 0;
+    while total < BATCH_PAGES && out.len() < MOVES_MAX && looks < LOOKS_MAX {
+        let Some(run) = inner.queue.pop_front() else { break };
+        let mut stopped_at = None;
+        for page in present(inner, run.page, run.pages.into()) {
+            if total == BATCH_PAGES || out.len() == MOVES_MAX {
+                stopped_at = Some(page);
+                break;
+            }
+            looks += 1;
+            let meta = inner.pages.get(page);
+            if meta.place() != Place::Home || meta.is_going() || inner.in_flight.contains(&page) {
+                continue;
+            }
+            if meta.credit() > 0 || held.contains(&page) {
+                inner.pages.set(page, meta.with_credit(meta.credit().saturating_sub(1)));
+                inner.arrive(shared, page, 1);
+                continue;
+            }
+            match out.last_mut() {
+                Some(last) if last.end == page && !meta.is_stuck() && !inner.pages.get(last.start).is_stuck() => {
+                    last.end += 1
+                }
+                _ => out.push(page..page + 1),
+            }
+            total += 1;
+        }
+        if let Some(page) = stopped_at {
+            let pages = (run.page + u64::from(run.pages) - page) as u32;
+            inner.queue.push_front(crate::space::Run { page, pages, stamp: run.stamp });
+        }
+    }
+    out
+}
+
+/// The pages of a run that are registered and in memory.
+fn present(inner: &Inner, page: PageNumber, pages: u64) -> Vec<PageNumber> {
+    if pages == 1 {
+        // A MOVE finds out as cheaply as a scan.
+        return inner.registered.containing(page * PAGE).map(|_| page).into_iter().collect();
+    }
+    let Some(pagemap) = &inner.pagemap else { return Vec::new() };
+    let mut out = Vec::with_capacity(pages as usize);
+    let mut regions = [Region::default(); 256];
+    for (start, end) in inner.registered.overlaps(page * PAGE, (page + pages) * PAGE) {
+        // A run has at most 512 pages, so 256 regions hold every pattern of presence.
+        if let Ok((found, _)) = sys::scan_present(pagemap.as_fd(), start, end, &mut regions) {
+            out.extend(regions[..found].iter().flat_map(|r| r.start / PAGE..r.end / PAGE));
+        }
+    }
+    out
+}
+
+/// Pages that the kernel itself writes when a thread exits. It cannot wait for us there (an exiting thread does not
+/// wait for userfaultfd), so `pthread_join` would hang: they stay. Thread control blocks are found by the robust
+/// list that the C library registers in them.
+fn kernel_touched_pages(pid: i32, agent: i32) -> Vec<PageNumber> {
+    let heads = proc::threads(pid).into_iter().filter(|&tid| tid != agent).map(sys::robust_list);
+    heads.filter(|&head| head != 0).flat_map(|head| [head / PAGE, (head - 64) / PAGE, (head + 64) / PAGE]).collect()
+}
+
+/// Pages whose `madvise` was announced long ago and that are still there were given up by MADV_FREE, not dropped.
+/// Once every thread was seen outside the kernel, no drop can be pending, and they may be evicted again.
+fn settle_going(space: &Space) {
+    let (since, pid) = (space.lock().going_since, space.pid.load(Relaxed));
+    if pid == 0 || since.is_none_or(|since| since.elapsed() < Duration::from_secs(1)) {
+        return;
+    }
+    // Not under the lock: a thread may have to be served before it can come to rest.
+    if ptrace::quiesce(pid) {
+        let mut inner = space.lock();
+        if inner.going_since == since {
+            inner.pages.update(0..u64::MAX, |_, meta| meta.going(false));
+            inner.going_since = None;
+            inner.queue.clear();
+        }
+    }
+}

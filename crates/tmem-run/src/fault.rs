@@ -1,0 +1,293 @@
+//! Serving faults: the page comes from the store, from staging, or is new and zero.
+//!
+//! All of it happens under the lock of the [`Space`]. A fault is not believed but looked up: by the time it is
+//! served, its page may have come back already or may be unmapped, so what counts is the page's place now.
+
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Instant;
+
+use crate::counters::add;
+use crate::pages::{Meta, PageNumber, Place};
+use crate::shared::Shared;
+use crate::space::{Inner, Space};
+use crate::streams::WINDOW_MAX;
+use crate::sys::{self, Filled, PAGE};
+
+/// Memory that a fault-serving thread works with; allocated once.
+pub struct Scratch {
+    buffer: Box<[u8]>,
+}
+
+impl Default for Scratch {
+    fn default() -> Scratch {
+        Scratch { buffer: vec![0; (WINDOW_MAX * PAGE) as usize].into_boxed_slice() }
+    }
+}
+
+/// How serving one fault ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Served {
+    /// The thread goes on.
+    Done,
+    /// An event is under way: read it, then look again.
+    Changing,
+    /// There is no room; the fault waits.
+    Parked,
+}
+
+impl Space {
+    /// Reads and handles everything that waits: first events, then faults.
+    pub fn pump(&self, shared: &Shared, inner: &mut Inner, scratch: &mut Scratch) {
+        self.drain(shared, inner);
+        while let Some(page) = inner.faults.pop() {
+            let start = Instant::now();
+            match self.serve(shared, inner, scratch, page, true) {
+                Served::Done => shared.faults.record(start.elapsed().as_nanos() as u64),
+                Served::Parked => {}
+                Served::Changing => {
+                    inner.faults.push(page);
+                    std::thread::yield_now();
+                    self.drain(shared, inner);
+                }
+            }
+        }
+        self.publish(inner);
+    }
+
+    /// Serves the faults that waited for room, as far as there is room or they waited long enough.
+    pub fn serve_parked(&self, shared: &Shared, inner: &mut Inner, scratch: &mut Scratch) {
+        for _ in 0..inner.parked.len() {
+            let Some((page, since)) = inner.parked.pop_front() else { break };
+            let room = shared.has_room() || since.elapsed() > shared.patience();
+            match self.serve(shared, inner, scratch, page, !room) {
+                Served::Done => shared.faults.record(since.elapsed().as_nanos() as u64),
+                Served::Changing => {
+                    inner.parked.push_front((page, since));
+                    self.drain(shared, inner);
+                }
+                Served::Parked => {
+                    // Parking again must not renew its patience.
+                    if let Some(last) = inner.parked.back_mut() {
+                        last.1 = since;
+                    }
+                }
+            }
+        }
+        self.publish(inner);
+    }
+
+    /// Serves all collected faults now, room or not.
+    pub fn bring_home(&self, shared: &Shared, inner: &mut Inner, scratch: &mut Scratch) {
+        let parked: Vec<_> = inner.parked.drain(..).map(|(page, _)| page).collect();
+        inner.faults.extend(parked);
+        while let Some(page) = inner.faults.pop() {
+            if self.serve(shared, inner, scratch, page, false) == Served::Changing {
+                inner.faults.push(page);
+                std::thread::yield_now();
+                self.drain(shared, inner);
+            }
+        }
+    }
+
+    fn serve(&self, shared: &Shared, inner: &mut Inner, scratch: &mut Scratch, page: PageNumber, may_park: bool) -> Served {
+        if inner.dead {
+            return Served::Done;
+        }
+        let place = inner.pages.get(page).place();
+        if may_park && place != Place::Staged && !shared.has_room() {
+            if !inner.parked.iter().any(|&(p, _)| p == page) {
+                inner.parked.push_back((page, Instant::now()));
+                add(&shared.counters.faults_parked, 1);
+            }
+            shared.need_room();
+            return Served::Parked;
+        }
+        match place {
+            Place::Home => self.fill_zero(shared, inner, page),
+            Place::Staged => self.unstage_home(shared, inner, scratch, page),
+            Place::Stored => self.fetch(shared, inner, scratch, page),
+        }
+    }
+
+    /// First touch inside a registered range: zeros, for the neighbours too if the access is sequential.
+    fn fill_zero(&self, shared: &Shared, inner: &mut Inner, page: PageNumber) -> Served {
+        let window = inner.streams.window(page);
+        let (start, end) = inner.registered.containing(page * PAGE).unwrap_or((page * PAGE, (page + 1) * PAGE));
+        let (low, high) = (start / PAGE, end / PAGE);
+        // First touches are dense far more often than not: start with a few pages, unlike a fetch.
+        let pages = (window.pages * 4).min(WINDOW_MAX);
+        let first = if window.downward { page.saturating_sub(pages - 1).max(low) } else { page };
+        let most = if window.downward { page + 1 - first } else { pages.min(high - page).max(1) };
+        let (first, pages) = if window.downward {
+            let away = (0..most).take_while(|&i| inner.pages.get(page - i).place() == Place::Home).count() as u64;
+            (page + 1 - away, away)
+        } else {
+            (first, inner.pages.run_forward(page, Place::Home, most))
+        };
+        match self.uffd.zero(first * PAGE, pages * PAGE) {
+            Filled::All => self.zero_filled(shared, inner, first, pages),
+            Filled::Changing(0) => return Served::Changing,
+            Filled::Changing(bytes) => {
+                self.zero_filled(shared, inner, first, bytes / PAGE);
+                // Short because a page was there already: the faulting one may not have been reached.
+                if window.downward || bytes == 0 {
+                    self.fill_one_zero(shared, inner, page);
+                }
+            }
+            Filled::Exists(_) if first != page => self.fill_one_zero(shared, inner, page),
+            Filled::Exists(_) | Filled::Gone => {
+                let _ = self.uffd.wake(page * PAGE, PAGE);
+            }
+            Filled::Dead => inner.dead = true,
+            Filled::NoMemory => {
+                inner.parked.push_back((page, Instant::now()));
+                return Served::Parked;
+            }
+        }
+        inner.streams.brought(window, first, pages);
+        Served::Done
+    }
+
+    fn fill_one_zero(&self, shared: &Shared, inner: &mut Inner, page: PageNumber) {
+        if self.uffd.zero(page * PAGE, PAGE) == Filled::All {
+            self.zero_filled(shared, inner, page, 1);
+        }
+        // Present, unmapped, or changing: whoever waits looks again and faults again if need be.
+        let _ = self.uffd.wake(page * PAGE, PAGE);
+    }
+
+    fn zero_filled(&self, shared: &Shared, inner: &mut Inner, first: PageNumber, pages: u64) {
+        // They were missing, so a madvise that had announced itself is over, and no stored copy counts any more.
+        let mut stale = Vec::new();
+        inner.pages.update(first..first + pages, |page, meta| {
+            if meta.is_cached() {
+                stale.push(page);
+            }
+            meta.home()
+        });
+        for page in stale {
+            shared.store.flush_page(inner.key(page));
+        }
+        inner.arrive(shared, first, pages);
+        shared.account.note((pages * PAGE) as i64);
+        add(&shared.counters.pages_zero_filled, pages);
+    }
+
+    /// The page is still uncompressed in staging: copy it back.
+    fn unstage_home(&self, shared: &Shared, inner: &mut Inner, scratch: &mut Scratch, page: PageNumber) -> Served {
+        let slot = inner.staged[&page];
+        let buffer = &mut scratch.buffer[..PAGE as usize];
+        let pid = self.pid.load(Relaxed);
+        if sys::read_memory(pid, inner.slot_address(slot), buffer) != Ok(buffer.len()) {
+            // Only a process that is being torn down cannot be read.
+            if self.probe(inner) == crate::space::Probe::Dead || !sys::kill(pid, 0) {
+                inner.dead = true;
+            } else {
+                shared.fail_stop(pid, "a page in staging could not be read");
+            }
+            return Served::Done;
+        }
+        match self.uffd.copy(page * PAGE, buffer) {
+            Filled::All => {
+                let meta = inner.pages.get(page);
+                inner.pages.set(page, meta.home().with_credit(Meta::CREDIT_MAX));
+                inner.unstage(page);
+                inner.arrive(shared, page, 1);
+                shared.account.note(PAGE as i64);
+                add(&shared.counters.pages_returned, 1);
+                add(&shared.counters.pages_from_staging, 1);
+                Served::Done
+            }
+            other => self.not_copied(shared, inner, page, other),
+        }
+    }
+
+    /// The page is in the store: bring it back, with the neighbours that its stream asks for.
+    fn fetch(&self, shared: &Shared, inner: &mut Inner, scratch: &mut Scratch, page: PageNumber) -> Served {
+        let window = inner.streams.window(page);
+        let most = if shared.is_tight() { window.pages.min(8) } else { window.pages };
+        let (first, pages) = if window.downward {
+            let pages = (0..most.min(page + 1)).take_while(|&i| inner.pages.get(page - i).place() == Place::Stored);
+            let pages = pages.count() as u64;
+            (page + 1 - pages, pages)
+        } else {
+            (page, inner.pages.run_forward(page, Place::Stored, most))
+        };
+        let buffer = &mut scratch.buffer[..(pages * PAGE) as usize];
+        for (i, out) in buffer.chunks_exact_mut(PAGE as usize).enumerate() {
+            let out: &mut tmem::Page = out.try_into().expect("chunks are pages");
+            if !matches!(shared.store.get(inner.key(first + i as u64), out), Ok(true)) {
+                shared.fail_stop(self.pid.load(Relaxed), "a stored page could not be read back");
+                return Served::Done;
+            }
+        }
+        let mut done = 0;
+        while done < pages {
+            match self.uffd.copy((first + done) * PAGE, &buffer[(done * PAGE) as usize..]) {
+                Filled::All => done = pages,
+                Filled::Changing(bytes) if bytes > 0 => done += bytes / PAGE,
+                other if first + done == page || done == 0 => {
+                    self.came_home(shared, inner, first, done, page);
+                    return self.not_copied(shared, inner, page, other);
+                }
+                _ => break,
+            }
+        }
+        self.came_home(shared, inner, first, done, page);
+        inner.streams.brought(window, first, done);
+        if first + done <= page {
+            // A downward window that ended short of the page that was asked for.
+            return Served::Changing;
+        }
+        Served::Done
+    }
+
+    /// Bookkeeping for pages that were copied home from the store.
+    fn came_home(&self, shared: &Shared, inner: &mut Inner, first: PageNumber, pages: u64, asked: PageNumber) {
+        if pages == 0 {
+            return;
+        }
+        let keep = shared.keeps_copies(asked);
+        let now = shared.epoch();
+        for page in first..first + pages {
+            let meta = inner.pages.get(page);
+            // Soon back means wanted: let it sit out a turn of the queue.
+            let soon = page == asked && now.wrapping_sub(meta.epoch()) < shared.epochs_per_turn();
+            inner.pages.set(page, meta.home().cached(keep).with_credit(u16::from(soon)));
+        }
+        if !keep {
+            (first..first + pages).for_each(|page| {
+                shared.store.flush_page(inner.key(page));
+            });
+        }
+        inner.arrive(shared, first, pages);
+        shared.account.note((pages * PAGE) as i64);
+        add(&shared.counters.pages_returned, pages);
+        add(&shared.counters.pages_read_ahead, pages - u64::from(first <= asked && asked < first + pages));
+    }
+
+    fn not_copied(&self, shared: &Shared, inner: &mut Inner, page: PageNumber, outcome: Filled) -> Served {
+        match outcome {
+            Filled::Changing(_) => return Served::Changing,
+            Filled::Dead => inner.dead = true,
+            Filled::NoMemory => {
+                inner.parked.push_back((page, Instant::now()));
+                return Served::Parked;
+            }
+            Filled::Exists(_) => {
+                // The page is with its owner after all, who may have changed it: what we hold is out of date.
+                if inner.pages.get(page).place() == Place::Staged {
+                    inner.unstage(page);
+                } else {
+                    shared.store.flush_page(inner.key(page));
+                }
+                inner.set_home(page);
+                let _ = self.uffd.wake(page * PAGE, PAGE);
+            }
+            Filled::Gone | Filled::All => {
+                let _ = self.uffd.wake(page * PAGE, PAGE);
+            }
+        }
+        Served::Done
+    }
+}

@@ -1,0 +1,188 @@
+//! Stopping one thread of another process for a moment and running system calls in it.
+//!
+//! Nothing stays attached: a stop lasts well under a millisecond, then the thread goes on as if nothing had been.
+//! All calls on one [`Stopped`] come from the thread that made it, as ptrace demands.
+
+use std::time::{Duration, Instant};
+
+use crate::arch;
+use crate::sys::{Errno, check};
+
+/// Why a thread could not be stopped or used.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum StopError {
+    /// The thread is gone; if it was our child and this stop reaped it, its wait status.
+    Gone(Option<i32>),
+    /// The kernel refused: permission, or somebody else traces it already.
+    Refused(Errno),
+    /// It did not stop in time, or is stopped by job control.
+    Busy,
+}
+
+impl From<Errno> for StopError {
+    fn from(e: Errno) -> StopError {
+        if e.0 == libc::ESRCH { StopError::Gone(None) } else { StopError::Refused(e) }
+    }
+}
+
+/// A thread that waits for us; dropped, it goes on with the registers and the signal mask it had.
+pub struct Stopped {
+    tid: i32,
+    saved: arch::Registers,
+    mask: u64,
+    alive: bool,
+}
+
+const PTRACE_EVENT_STOP: i32 = 128;
+
+fn ptrace(request: libc::c_uint, tid: i32, address: u64, data: u64) -> Result<i64, Errno> {
+    // SAFETY: callers pass addresses of live locals of the size the request wants, or plain numbers.
+    check(unsafe { libc::ptrace(request as _, tid, address, data) })
+}
+
+impl Stopped {
+    /// Stops thread `tid`. Signals that arrive first are passed on to it.
+    pub fn stop(tid: i32, patience: Duration) -> Result<Stopped, StopError> {
+        ptrace(libc::PTRACE_SEIZE, tid, 0, 0)?;
+        if let Err(e) = ptrace(libc::PTRACE_INTERRUPT, tid, 0, 0) {
+            return Err(e.into());
+        }
+        let mut stopped = Stopped { tid, saved: zeroed_registers(), mask: 0, alive: true };
+        let until = Instant::now() + patience;
+        loop {
+            match stopped.wait(until)? {
+                None => {
+                    // Not stoppable now (a vfork parent, a thread deep in the kernel). It must not stay
+                    // attached with nobody to wait for it, so let it stop whenever it can.
+                    stopped.alive = false;
+                    release_later(tid);
+                    return Err(StopError::Busy);
+                }
+                Some(status) if status >> 16 == PTRACE_EVENT_STOP => {
+                    if libc::WSTOPSIG(status) != libc::SIGTRAP {
+                        stopped.alive = false;
+                        let _ = ptrace(libc::PTRACE_DETACH, tid, 0, 0);
+                        return Err(StopError::Busy);
+                    }
+                    break;
+                }
+                Some(status) => {
+                    ptrace(libc::PTRACE_CONT, tid, 0, libc::WSTOPSIG(status) as u64)?;
+                }
+            }
+        }
+        stopped.saved = stopped.registers()?;
+        ptrace(libc::PTRACE_GETSIGMASK, tid, 8, &raw mut stopped.mask as u64)?;
+        let all = u64::MAX;
+        ptrace(libc::PTRACE_SETSIGMASK, tid, 8, &raw const all as u64)?;
+        Ok(stopped)
+    }
+
+    /// Registers as they were when the thread stopped.
+    pub fn saved(&self) -> &arch::Registers {
+        &self.saved
+    }
+
+    /// Runs one system call through the `syscall` instruction at `instruction`.
+    pub fn system_call(&mut self, instruction: u64, number: i64, args: [u64; 6]) -> Result<i64, StopError> {
+        let registers = arch::with_system_call(&self.saved, instruction, number, args);
+        self.run(&registers, libc::PTRACE_SINGLESTEP)
+    }
+
+    /// Resumes with `registers` until the thread traps; gives what the system call returned.
+    pub fn run_to_trap(&mut self, registers: &arch::Registers) -> Result<i64, StopError> {
+        self.run(registers, libc::PTRACE_CONT)
+    }
+
+    fn run(&mut self, registers: &arch::Registers, how: libc::c_uint) -> Result<i64, StopError> {
+        ptrace(libc::PTRACE_SETREGS, self.tid, 0, registers as *const _ as u64)?;
+        ptrace(how, self.tid, 0, 0)?;
+        let until = Instant::now() + Duration::from_secs(5);
+        loop {
+            match self.wait(until)? {
+                None => return Err(StopError::Busy),
+                Some(status) if status >> 16 == 0 && libc::WSTOPSIG(status) == libc::SIGTRAP => break,
+                // A job-control stop or a second interrupt: go on with what was begun.
+                Some(_) => {
+                    ptrace(how, self.tid, 0, 0)?;
+                }
+            }
+        }
+        Ok(arch::result(&self.registers()?))
+    }
+
+    fn registers(&self) -> Result<arch::Registers, StopError> {
+        let mut r = zeroed_registers();
+        ptrace(libc::PTRACE_GETREGS, self.tid, 0, &raw mut r as u64)?;
+        Ok(r)
+    }
+
+    /// Waits for the next stop; `None` when `until` has passed.
+    fn wait(&mut self, until: Instant) -> Result<Option<i32>, StopError> {
+        loop {
+            let mut status = 0;
+            // SAFETY: `status` is a live local.
+            let r = unsafe { libc::waitpid(self.tid, &mut status, libc::__WALL | libc::WNOHANG) };
+            match r {
+                0 => {}
+                r if r == self.tid && libc::WIFSTOPPED(status) => return Ok(Some(status)),
+                r if r == self.tid => {
+                    self.alive = false;
+                    return Err(StopError::Gone(Some(status)));
+                }
+                _ => {
+                    self.alive = false;
+                    return Err(StopError::Gone(None));
+                }
+            }
+            if Instant::now() > until {
+                return Ok(None);
+            }
+            std::thread::sleep(Duration::from_micros(20));
+        }
+    }
+}
+
+impl Drop for Stopped {
+    fn drop(&mut self) {
+        if !self.alive {
+            return;
+        }
+        // Each of these fails only if the thread was killed meanwhile; then there is nothing left to restore.
+        let _ = ptrace(libc::PTRACE_SETREGS, self.tid, 0, &raw const self.saved as u64);
+        let _ = ptrace(libc::PTRACE_SETSIGMASK, self.tid, 8, &raw const self.mask as u64);
+        let _ = ptrace(libc::PTRACE_DETACH, self.tid, 0, 0);
+    }
+}
+
+fn zeroed_registers() -> arch::Registers {
+    // SAFETY: a register set is plain integers; all-zero is a value of it.
+    unsafe { std::mem::zeroed() }
+}
+
+/// Waits (bounded) for a thread that was seized but would not stop, and lets it go.
+fn release_later(tid: i32) {
+    let until = Instant::now() + Duration::from_secs(2);
+    while Instant::now() < until {
+        let mut status = 0;
+        // SAFETY: `status` is a live local.
+        let r = unsafe { libc::waitpid(tid, &mut status, libc::__WALL | libc::WNOHANG) };
+        if r < 0 || (r == tid && !libc::WIFSTOPPED(status)) {
+            return;
+        }
+        if r == tid {
+            let signal = if status >> 16 == 0 { libc::WSTOPSIG(status) } else { 0 };
+            let _ = ptrace(libc::PTRACE_DETACH, tid, 0, signal as u64);
+            return;
+        }
+        std::thread::sleep(Duration::from_micros(200));
+    }
+}
+
+/// Stops every thread of a process once and lets it go: afterwards no thread is still inside a system call that
+/// it had begun before (a stop happens only on the way back to the program, or in an interruptible sleep).
+pub fn quiesce(pid: i32) -> bool {
+    crate::proc::threads(pid).into_iter().all(|tid| {
+        matches!(Stopped::stop(tid, Duration::from_millis(50)), Ok(_) | Err(StopError::Gone(None)))
+    })
+}

@@ -1,0 +1,407 @@
+//! One managed address space: what is known of its pages, and the userfaultfd through which it is served.
+//!
+//! Everything about a space changes under its one lock, from the reading of a message to the last effect of it.
+//! That is what makes the order of messages the order of effects:
+//!
+//! * the kernel refuses (EAGAIN) every COPY, ZEROPAGE and MOVE on this descriptor from the moment a fork, unmap,
+//!   remap or remove begins until its message was read, and messages are read under the lock only;
+//! * so what a MOVE took belongs to the mapping that we know, and a child that was forked misses exactly the pages
+//!   that were away when its message is read.
+//!
+//! Compression and decompression of evicted pages happen outside the lock (see [`crate::evict`]).
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::fs::File;
+use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicI32, AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use tmem::{Key, ObjectId, PoolId, PoolKind, PoolOptions};
+
+use crate::agent::{Agent, Batch, InjectError};
+use crate::counters::add;
+use crate::pages::{Meta, PageNumber, PageTable, Place, RangeSet};
+use crate::proc;
+use crate::shared::{BATCH_PAGES, Shared};
+use crate::streams::Streams;
+use crate::sys::{self, Errno, Filled, PAGE, Region, Uffd, feature};
+
+/// Pages that arrived one behind the other, in the order of arrival.
+#[derive(Clone, Copy, Debug)]
+pub struct Run {
+    /// First page.
+    pub page: PageNumber,
+    /// Pages.
+    pub pages: u32,
+    /// Arrival number of the first, modulo 2^32.
+    pub stamp: u32,
+}
+
+/// An address space under management.
+pub struct Space {
+    /// Our number for it.
+    pub id: u64,
+    /// Serves its faults.
+    pub uffd: Uffd,
+    /// Its process, 0 while a forked child has not been found yet.
+    pub pid: AtomicI32,
+    /// Age of its oldest queued page: arrival number, `u64::MAX` when nothing is queued.
+    pub oldest: AtomicU64,
+    /// Faults that wait for room.
+    pub parked: AtomicUsize,
+    inner: Mutex<Inner>,
+}
+
+/// What the lock of a [`Space`] guards.
+pub struct Inner {
+    /// The agent; `None` before injection into a forked child, and after its end.
+    pub agent: Option<Agent>,
+    /// Our userfaultfd and the staging one, by their numbers in the agent's table.
+    pub numbers: (u64, u64),
+    /// Keeps the second userfaultfd, which has no events, alive.
+    pub trash_uffd: Option<Uffd>,
+    /// Where its pages are stored.
+    pub pool: PoolId,
+    /// Per-page knowledge.
+    pub pages: PageTable,
+    /// Ranges registered with the userfaultfd.
+    pub registered: RangeSet,
+    /// Staging and trash areas in the target: `BATCH_PAGES` per evictor.
+    pub staging: u64,
+    /// Where emptied staging pages go to be dropped without an event.
+    pub trash: u64,
+    /// A page of ours that tells this address space from its parent.
+    pub tag: u64,
+    /// Page -> staging slot.
+    pub staged: HashMap<PageNumber, u32>,
+    /// Staging slot -> page.
+    pub slots: Vec<Option<PageNumber>>,
+    /// Slots that are in use or must be emptied, per evictor.
+    pub untrashed: Vec<u32>,
+    /// Pages on their way into the store: not to be evicted a second time before that is done.
+    pub in_flight: HashSet<PageNumber>,
+    /// Pages at home in the order of arrival.
+    pub queue: VecDeque<Run>,
+    /// Sequential accesses.
+    pub streams: Streams,
+    /// Faults read but not served yet.
+    pub faults: Vec<PageNumber>,
+    /// Faults that wait for room, since when.
+    pub parked: VecDeque<(PageNumber, Instant)>,
+    /// `/proc/PID/pagemap`.
+    pub pagemap: Option<File>,
+    /// When the program last announced that it drops pages which were present.
+    pub going_since: Option<Instant>,
+    /// True once it forked or was forked: present pages may be shared.
+    pub forked: bool,
+    /// When the queue was last rebuilt.
+    pub rescanned: Instant,
+    /// The address space is gone or given up; serve nothing more.
+    pub dead: bool,
+}
+
+/// State of the descriptor, probed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Probe {
+    /// No event is under way.
+    Quiet,
+    /// An event is under way whose message is not read yet.
+    Changing,
+    /// The address space does not exist any more.
+    Dead,
+}
+
+impl Space {
+    /// Takes charge of a process: agent, userfaultfds, staging. Nothing is registered yet.
+    pub fn manage(shared: &Shared, pid: i32) -> Result<Arc<Space>, InjectError> {
+        let agent = Agent::inject(pid)?;
+        let (uffd, number) = agent.new_uffd(shared.device.as_ref())?;
+        let events = feature::EVENT_FORK | feature::EVENT_REMAP | feature::EVENT_REMOVE | feature::EVENT_UNMAP;
+        uffd.enable(events | feature::MOVE).map_err(|e| InjectError::Ours("enabling userfaultfd", e))?;
+        let pool = shared.store.create_pool(PoolKind::Persistent, PoolOptions::default());
+        let pool = pool.map_err(|_| InjectError::Ours("creating a pool", Errno(libc::ENOMEM)))?;
+        let mut inner = Inner::new(pool);
+        inner.tag = map_tag(&agent)?;
+        uffd.register(inner.tag, PAGE).map_err(|e| InjectError::Ours("registering", e))?;
+        let space = Space::assemble(shared, uffd, inner);
+        space.mark();
+        space.equip(shared, pid, agent, Some(number))?;
+        Ok(space)
+    }
+
+    /// A forked child's address space: served from now on, its process still to be found.
+    pub fn forked(shared: &Shared, uffd: Uffd, inner: Inner) -> Arc<Space> {
+        let space = Space::assemble(shared, uffd, inner);
+        space.mark();
+        space
+    }
+
+    fn assemble(shared: &Shared, uffd: Uffd, inner: Inner) -> Arc<Space> {
+        Arc::new(Space {
+            id: shared.next_id(),
+            uffd,
+            pid: AtomicI32::new(0),
+            oldest: AtomicU64::new(u64::MAX),
+            parked: AtomicUsize::new(0),
+            inner: Mutex::new(inner),
+        })
+    }
+
+    /// Gives a space an agent in its process and the areas that eviction needs.
+    pub fn equip(&self, shared: &Shared, pid: i32, agent: Agent, number: Option<u64>) -> Result<(), InjectError> {
+        let number = match number {
+            Some(number) => number,
+            None => agent.give(self.uffd.fd())?,
+        };
+        let (trash_uffd, trash_number) = agent.new_uffd(shared.device.as_ref())?;
+        trash_uffd.enable(feature::MOVE).map_err(|e| InjectError::Ours("enabling userfaultfd", e))?;
+        let bytes = shared.evictors as u64 * BATCH_PAGES as u64 * PAGE;
+        let staging = map_area(&agent, bytes)?;
+        let trash = map_area(&agent, bytes)?;
+        self.uffd.register(staging, bytes).map_err(|e| InjectError::Ours("registering staging", e))?;
+        trash_uffd.register(trash, bytes).map_err(|e| InjectError::Ours("registering trash", e))?;
+        let pagemap = File::open(format!("/proc/{pid}/pagemap")).map_err(|_| InjectError::Gone(None))?;
+        let mut inner = self.lock();
+        inner.staging = staging;
+        inner.trash = trash;
+        inner.slots = vec![None; shared.evictors * BATCH_PAGES];
+        inner.untrashed = vec![0; shared.evictors];
+        inner.numbers = (number, trash_number);
+        inner.trash_uffd = Some(trash_uffd);
+        inner.pagemap = Some(pagemap);
+        inner.agent = Some(agent);
+        self.pid.store(pid, Relaxed);
+        add(&shared.counters.processes_managed, 1);
+        Ok(())
+    }
+
+    /// Locks the space. A panic elsewhere ends the whole supervisor, so poison never matters.
+    pub fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Locks the space if nobody else has it.
+    pub fn try_lock(&self) -> Option<MutexGuard<'_, Inner>> {
+        self.inner.try_lock().ok()
+    }
+
+    fn mark(&self) {
+        let mut page = [0_u8; PAGE as usize];
+        page[..8].copy_from_slice(&self.id.to_le_bytes());
+        let tag = self.lock().tag;
+        while let Filled::Changing(0) = self.uffd.copy(tag, &page) {
+            std::thread::yield_now();
+        }
+    }
+
+    /// True if this space is the one that process `pid` lives in.
+    pub fn is_of(&self, pid: i32) -> bool {
+        let tag = self.lock().tag;
+        let Ok(pagemap) = File::open(format!("/proc/{pid}/pagemap")) else { return false };
+        let mut region = [Region::default()];
+        let Ok((1, _)) = sys::scan_present(pagemap.as_fd(), tag, tag + PAGE, &mut region) else { return false };
+        let mut id = [0_u8; 8];
+        sys::read_memory(pid, tag, &mut id).is_ok() && u64::from_le_bytes(id) == self.id
+    }
+
+    /// Asks the kernel whether an event is under way.
+    pub fn probe(&self, inner: &Inner) -> Probe {
+        match self.uffd.copy(inner.tag, &[0; PAGE as usize]) {
+            Filled::Changing(_) => Probe::Changing,
+            Filled::Dead => Probe::Dead,
+            _ => Probe::Quiet,
+        }
+    }
+
+    /// Registers every evictable mapping that is not registered yet, and queues what is present there.
+    pub fn survey(&self, shared: &Shared, inner: &mut Inner) {
+        let pid = self.pid.load(Relaxed);
+        let own = inner.own_ranges(shared);
+        let mut news = Vec::new();
+        for mapping in proc::evictable_mappings(pid) {
+            for (start, end) in inner.registered.gaps(mapping.start, mapping.end) {
+                let ours = own.iter().any(|&(s, e)| s < end && start < e);
+                // EBUSY: the program has a userfaultfd of its own here. EINVAL: the mapping changed meanwhile.
+                if !ours && self.uffd.register(start, end - start).is_ok() {
+                    inner.registered.insert(start, end);
+                    news.push((start, end));
+                }
+            }
+        }
+        if news.is_empty() {
+            return;
+        }
+        // Unmaps that began before the registration must be known before anything is taken from there.
+        while self.probe(inner) == Probe::Changing {
+            self.drain(shared, inner);
+            std::thread::yield_now();
+        }
+        self.drain(shared, inner);
+        for (start, end) in news {
+            for (start, end) in inner.registered.overlaps(start, end) {
+                self.queue_present(shared, inner, start, end);
+            }
+        }
+        self.publish(inner);
+    }
+
+    /// Queues the present pages of a registered range.
+    pub fn queue_present(&self, shared: &Shared, inner: &mut Inner, start: u64, end: u64) {
+        let Some(pagemap) = inner.pagemap.as_ref().and_then(|f| f.try_clone().ok()) else { return };
+        let mut regions = [Region::default(); 256];
+        let mut at = start;
+        while at < end {
+            let Ok((found, next)) = sys::scan_present(pagemap.as_fd(), at, end, &mut regions) else { return };
+            for r in &regions[..found] {
+                inner.arrive(shared, r.start / PAGE, (r.end - r.start) / PAGE);
+            }
+            if next <= at {
+                return;
+            }
+            at = next;
+        }
+    }
+
+    /// Rebuilds the queue from what is present: for when it ran dry although memory is in use.
+    pub fn rescan(&self, shared: &Shared, inner: &mut Inner) {
+        if inner.rescanned.elapsed() < Duration::from_millis(20) {
+            return;
+        }
+        inner.queue.clear();
+        let ranges: Vec<_> = inner.registered.iter().collect();
+        for (start, end) in ranges {
+            self.queue_present(shared, inner, start, end);
+        }
+        inner.rescanned = Instant::now();
+    }
+
+    /// Tells others how old the oldest queued page is and how many faults wait.
+    pub fn publish(&self, inner: &Inner) {
+        self.oldest.store(inner.queue.front().map_or(u64::MAX, |r| r.stamp.into()), Relaxed);
+        self.parked.store(inner.parked.len(), Relaxed);
+    }
+}
+
+impl Inner {
+    /// An address space of which nothing is known yet.
+    pub fn new(pool: PoolId) -> Inner {
+        Inner {
+            agent: None,
+            numbers: (0, 0),
+            trash_uffd: None,
+            pool,
+            pages: PageTable::default(),
+            registered: RangeSet::default(),
+            staging: 0,
+            trash: 0,
+            tag: 0,
+            staged: HashMap::new(),
+            slots: Vec::new(),
+            untrashed: Vec::new(),
+            in_flight: HashSet::new(),
+            queue: VecDeque::new(),
+            streams: Streams::default(),
+            faults: Vec::new(),
+            parked: VecDeque::new(),
+            pagemap: None,
+            going_since: None,
+            forked: false,
+            rescanned: Instant::now(),
+            dead: false,
+        }
+    }
+
+    /// Key of a page in the store.
+    pub fn key(&self, page: PageNumber) -> Key {
+        Key { pool: self.pool, object: object(page), index: page as u32 }
+    }
+
+    /// Appends pages to the queue of arrivals.
+    pub fn arrive(&mut self, shared: &Shared, page: PageNumber, pages: u64) {
+        let stamp = shared.arrived(pages);
+        if let Some(last) = self.queue.back_mut()
+            && last.page + u64::from(last.pages) == page
+            && u64::from(last.pages) + pages <= 512
+        {
+            last.pages += pages as u32;
+            return;
+        }
+        let mut at = 0;
+        while at < pages {
+            let n = (pages - at).min(512);
+            self.queue.push_back(Run { page: page + at, pages: n as u32, stamp });
+            at += n;
+        }
+    }
+
+    /// Forgets a staged page: its slot stays occupied until it is emptied, but belongs to nobody.
+    pub fn unstage(&mut self, page: PageNumber) {
+        if let Some(slot) = self.staged.remove(&page) {
+            self.slots[slot as usize] = None;
+        }
+    }
+
+    /// Address of a staging slot in the target.
+    pub fn slot_address(&self, slot: u32) -> u64 {
+        self.staging + u64::from(slot) * PAGE
+    }
+
+    /// What of this address space is ours.
+    fn own_ranges(&self, shared: &Shared) -> Vec<(u64, u64)> {
+        let bytes = shared.evictors as u64 * BATCH_PAGES as u64 * PAGE;
+        let mut out = vec![(self.tag, self.tag + PAGE)];
+        if let Some(agent) = &self.agent {
+            out.extend([agent.area(), (self.staging, self.staging + bytes), (self.trash, self.trash + bytes)]);
+        }
+        out
+    }
+
+    /// Marks a page as at home with nothing stored for it.
+    pub fn set_home(&mut self, page: PageNumber) {
+        let meta = self.pages.get(page);
+        self.pages.set(page, meta.home());
+    }
+
+    /// Sets a page's place, keeping its history.
+    pub fn set_place(&mut self, page: PageNumber, place: Place) -> Meta {
+        let meta = self.pages.get(page);
+        self.pages.set(page, meta.at(place));
+        meta
+    }
+}
+
+/// Object of the store that holds a page: 16 TiB of address space each.
+pub fn object(page: PageNumber) -> ObjectId {
+    ObjectId::from(page >> 32)
+}
+
+/// Maps memory in the target that its children do not inherit.
+fn map_area(agent: &Agent, bytes: u64) -> Result<u64, InjectError> {
+    let start = map(agent, bytes)?;
+    let mut batch = Batch::default();
+    for advice in [libc::MADV_DONTFORK, libc::MADV_NOHUGEPAGE] {
+        batch.call(libc::SYS_madvise, [start, bytes, advice as u64, 0, 0, 0]);
+    }
+    agent.call(&mut batch)?;
+    Ok(start)
+}
+
+/// Maps the page that tells a child from its parent: a child finds it empty.
+fn map_tag(agent: &Agent) -> Result<u64, InjectError> {
+    let start = map(agent, PAGE)?;
+    let mut batch = Batch::default();
+    let wiped = batch.call(libc::SYS_madvise, [start, PAGE, libc::MADV_WIPEONFORK as u64, 0, 0, 0]);
+    agent.call(&mut batch)?;
+    batch.result(wiped).map_err(|e| InjectError::InTarget("madvise", e))?;
+    Ok(start)
+}
+
+fn map(agent: &Agent, bytes: u64) -> Result<u64, InjectError> {
+    let prot = (libc::PROT_READ | libc::PROT_WRITE) as u64;
+    let flags = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE) as u64;
+    let mut batch = Batch::default();
+    let mapped = batch.call(libc::SYS_mmap, [0, bytes, prot, flags, u64::MAX, 0]);
+    agent.call(&mut batch)?;
+    batch.result(mapped).map(|a| a as u64).map_err(|e| InjectError::InTarget("mmap", e))
+}

@@ -1,0 +1,536 @@
+//! The supervisor: starts or joins a program tree, watches its memory, decides who is managed and when.
+//!
+//! A program that fits its budget is only looked at: no agent, no registration, no ptrace. When the tree comes
+//! near its budget, the large processes get agents; their memory is registered then, so growth is governed from
+//! there on.
+
+use std::ffi::OsString;
+use std::io::{IsTerminal, Write};
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, Instant};
+
+use crate::agent::{Agent, InjectError};
+use crate::control::{self, Control};
+use crate::error::Error;
+use crate::guard::Guard;
+use crate::leave;
+use crate::options::{OnFull, Options};
+use crate::proc;
+use crate::report::Report;
+use crate::shared::{RAM_BYTES_MIN, Shared};
+use crate::signals::{Signal, Signals};
+use crate::space::{Probe, Space};
+use crate::sys;
+use crate::tree::{Root, Tree};
+use crate::workers;
+
+/// How the supervised program ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// It exited with this status.
+    Exited(i32),
+    /// This signal killed it.
+    Signaled(i32),
+    /// It goes on without us.
+    Detached,
+}
+
+/// What a run or an attachment came to.
+#[derive(Clone, Debug)]
+pub struct Outcome {
+    /// How it ended.
+    pub ending: Ending,
+    /// Its figures.
+    pub report: Report,
+}
+
+/// Processes smaller than this are not worth an agent.
+const MANAGED_BYTES_MIN: u64 = 1 << 20;
+
+/// Runs `command` and everything it starts in `options.ram_bytes` of memory; returns when all of it has ended.
+///
+/// # Errors
+/// When the command cannot be started (exit status 126 or 127) or tmem cannot work here (125).
+pub fn run(command: &[OsString], options: &Options) -> Result<Outcome, Error> {
+    check_budget(options)?;
+    let Some((program, args)) = command.split_first() else { return Err(Error::own("no command was given")) };
+    // SAFETY: plain system call; orphans of the tree become our children instead of init's.
+    unsafe { libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) };
+    let guard = Guard::start().map_err(|e| Error::own(format!("the guard process cannot be started: {e}")))?;
+    let signals = Signals::open().map_err(|e| Error::own(format!("signalfd: {e}")))?;
+    let child = match Command::new(program).args(args).spawn_unwaited() {
+        Ok(pid) => pid,
+        Err(e) => {
+            guard.dismiss();
+            let text = format!("'{}': {}", program.to_string_lossy(), io_text(&e));
+            return Err(if e.kind() == std::io::ErrorKind::NotFound { Error::not_found(text) } else { Error::not_runnable(text) });
+        }
+    };
+    let tree = Tree::new(Root::Below { guard: guard.pid() });
+    Supervisor::new(options, guard, signals, tree, child, true)?.supervise()
+}
+
+/// Takes a running process and everything below it under management, until it ends or is detached.
+///
+/// # Errors
+/// When the process is gone, cannot be managed, is managed already, or is not ours to manage.
+pub fn attach(pid: u32, options: &Options) -> Result<Outcome, Error> {
+    check_budget(options)?;
+    let pid = pid as i32;
+    check_target(pid)?;
+    let guard = Guard::start().map_err(|e| Error::own(format!("the guard process cannot be started: {e}")))?;
+    let signals = Signals::open().map_err(|e| Error::own(format!("signalfd: {e}")))?;
+    let mut supervisor = match Supervisor::new(options, guard, signals, Tree::new(Root::Process(pid)), pid, false) {
+        Ok(supervisor) => supervisor,
+        Err(e) => return Err(e),
+    };
+    // An attachment should fail now, not when memory runs short.
+    supervisor.tree.refresh();
+    if let Err(e) = supervisor.take_charge(pid) {
+        supervisor.shared.dismiss_guard();
+        return Err(Error::own(format!("process {pid} cannot be managed: {}", advice(&e))));
+    }
+    supervisor.supervise()
+}
+
+fn io_text(e: &std::io::Error) -> String {
+    e.raw_os_error().map_or_else(|| e.to_string(), |n| {
+        let text = std::io::Error::from_raw_os_error(n).to_string();
+        text.split(" (os error").next().unwrap_or(&text).to_owned()
+    })
+}
+
+fn check_budget(options: &Options) -> Result<(), Error> {
+    if options.ram_bytes < RAM_BYTES_MIN {
+        return Err(Error::own(format!("--ram is too small: {} MiB is the least that works", RAM_BYTES_MIN >> 20)));
+    }
+    Ok(())
+}
+
+fn check_target(pid: i32) -> Result<(), Error> {
+    if pid <= 1 || !std::path::Path::new(&format!("/proc/{pid}")).exists() {
+        return Err(Error::own(format!("there is no process {pid}")));
+    }
+    if matches!(proc::state(pid), Some(('Z' | 'X', _)) | None) {
+        return Err(Error::own(format!("process {pid} has ended already")));
+    }
+    if pid == std::process::id() as i32 || control::is_supervisor(pid) {
+        return Err(Error::own(format!("process {pid} is a tmem supervisor itself; attach to the program it runs")));
+    }
+    if control::connect(pid).is_some() {
+        return Err(Error::own(format!("process {pid} is already managed by tmem; `tmem detach {pid}` frees it")));
+    }
+    if let Some(uids) = proc::status_field(pid, "Uid") {
+        // SAFETY: no arguments, no effects.
+        let me = unsafe { libc::geteuid() };
+        let owner = uids.split_ascii_whitespace().nth(1).and_then(|u| u.parse::<u32>().ok());
+        if me != 0 && owner != Some(me) {
+            return Err(Error::own(format!("process {pid} belongs to another user; run tmem as root or as that user")));
+        }
+    }
+    proc::check_fit(pid).map_err(|why| Error::own(format!("process {pid} cannot be managed: {why}")))
+}
+
+fn advice(e: &InjectError) -> String {
+    match e {
+        InjectError::Refused(_) => format!("{e}; `tmem doctor` says what to grant"),
+        InjectError::InTarget("userfaultfd", _) | InjectError::Ours("enabling userfaultfd", _) => {
+            format!("{e}; `tmem doctor` says what to grant")
+        }
+        _ => e.to_string(),
+    }
+}
+
+/// Starting a command without a handle that would wait for it: the supervisor reaps by itself.
+trait SpawnUnwaited {
+    fn spawn_unwaited(&mut self) -> std::io::Result<i32>;
+}
+
+impl SpawnUnwaited for Command {
+    fn spawn_unwaited(&mut self) -> std::io::Result<i32> {
+        // SAFETY: the closure only makes system calls, as is allowed between fork and exec.
+        let child = unsafe {
+            self.pre_exec(|| {
+                libc::prctl(libc::PR_SET_PDEATHSIG, 0);
+                Ok(())
+            })
+        }
+        .spawn()?;
+        Ok(child.id() as i32)
+    }
+}
+
+struct Supervisor {
+    options: Options,
+    shared: Arc<Shared>,
+    signals: Signals,
+    control: Control,
+    tree: Tree,
+    main: i32,
+    main_is_ours: bool,
+    ending: Option<Ending>,
+    started: Instant,
+    report: Report,
+    refreshed: Instant,
+    over_since: Option<Instant>,
+    told_full: bool,
+    /// Detached by request: nothing is managed any more.
+    released: bool,
+    drawn: Instant,
+}
+
+impl Supervisor {
+    fn new(options: &Options, guard: Guard, signals: Signals, tree: Tree, main: i32, ours: bool) -> Result<Supervisor, Error> {
+        let control = Control::claim(main)?;
+        let processors = std::thread::available_parallelism().map_or(1, usize::from);
+        let handlers = processors.min(8);
+        let shared = Arc::new(Shared::new(options.ram_bytes, handlers, processors.clamp(1, 4), guard)?);
+        workers::start(&shared, handlers);
+        let now = Instant::now();
+        Ok(Supervisor {
+            options: options.clone(),
+            shared,
+            signals,
+            control,
+            tree,
+            main,
+            main_is_ours: ours,
+            ending: None,
+            started: now,
+            report: Report { ram_limit_bytes: options.ram_bytes, ..Report::default() },
+            refreshed: now - Duration::from_secs(1),
+            over_since: None,
+            told_full: false,
+            released: false,
+            drawn: now,
+        })
+    }
+
+    fn supervise(mut self) -> Result<Outcome, Error> {
+        loop {
+            let pause = self.tick();
+            if let Some(ending) = self.finished() {
+                return Ok(self.conclude(ending));
+            }
+            self.wait(pause);
+            while let Some(signal) = self.signals.next() {
+                self.heed(signal);
+            }
+            self.reap();
+            if let Some(mut stream) = self.control.request() {
+                let pages = self.release();
+                let _ = writeln!(stream, "ok {pages}");
+            }
+        }
+    }
+
+    /// One look at the tree; returns how long the next may wait.
+    fn tick(&mut self) -> Duration {
+        let total = self.sample();
+        let limits = self.shared.limits;
+        let near = total > limits.trigger;
+        if self.refreshed.elapsed() > Duration::from_millis(if near { 8 } else { 20 }) {
+            self.refreshed = Instant::now();
+            if self.tree.refresh() && !self.released {
+                let pids: Vec<i32> = self.tree.processes.keys().copied().collect();
+                self.shared.guard_processes(&pids);
+            }
+            self.drop_dead_spaces();
+            self.find_children();
+        }
+        if near && !self.released {
+            self.manage();
+        }
+        if total > limits.high {
+            self.shared.need_room();
+        }
+        self.watch_full(total);
+        self.draw(total);
+        // Memory can grow by some 3 GB a second and processor: look again before the rest of the budget is gone.
+        let room = limits.trigger.saturating_sub(total);
+        Duration::from_micros((room / (4 << 10)).clamp(1_000, 20_000))
+    }
+
+    fn sample(&mut self) -> u64 {
+        let noted = self.shared.account.noted();
+        let targets = self.tree.sample();
+        let own = proc::anonymous_bytes(std::process::id() as i32).unwrap_or(0);
+        let total = targets + own;
+        self.shared.account.sample(total, noted);
+        let r = &mut self.report;
+        r.ram_peak_bytes = r.ram_peak_bytes.max(total);
+        r.resident_peak_bytes = r.resident_peak_bytes.max(targets);
+        r.store_peak_bytes = r.store_peak_bytes.max(own);
+        r.over_budget_peak_bytes = r.over_budget_peak_bytes.max(total.saturating_sub(r.ram_limit_bytes));
+        let stats = self.shared.store.stats();
+        if stats.pages > 0 && stats.compressed_bytes > 0 {
+            let ratio = stats.original_bytes as f64 / stats.compressed_bytes as f64;
+            // The ratio that mattered: while most was stored.
+            if own == r.store_peak_bytes || r.compression_ratio == 0.0 {
+                r.compression_ratio = ratio;
+            }
+        }
+        total
+    }
+
+    /// Gives agents to processes that are large enough, and registers what they mapped since.
+    fn manage(&mut self) {
+        for pid in self.tree.by_size() {
+            let process = &self.tree.processes[&pid];
+            if process.space.is_none() && process.anonymous >= MANAGED_BYTES_MIN {
+                let wait = process.refused.as_ref().is_some_and(|(until, _)| *until > Instant::now());
+                if !wait {
+                    let _ = self.take_charge(pid);
+                }
+            }
+            let space = self.tree.processes.get(&pid).and_then(|p| p.space).and_then(|id| self.shared.space(id));
+            if let Some(space) = space
+                && let Some(mut inner) = space.try_lock()
+                && inner.agent.is_some()
+                && !inner.dead
+            {
+                space.survey(&self.shared, &mut inner);
+            }
+        }
+    }
+
+    fn take_charge(&mut self, pid: i32) -> Result<(), InjectError> {
+        let result = Space::manage(&self.shared, pid).map(|space| {
+            self.shared.adopt(Arc::clone(&space));
+            let mut inner = space.lock();
+            space.survey(&self.shared, &mut inner);
+            space.id
+        });
+        self.note_charge(pid, &result);
+        result.map(|_| ())
+    }
+
+    fn note_charge(&mut self, pid: i32, result: &Result<u64, InjectError>) {
+        if let Err(InjectError::Gone(Some(status))) = result
+            && pid == self.main
+        {
+            self.ended(*status);
+        }
+        let Some(process) = self.tree.processes.get_mut(&pid) else { return };
+        match result {
+            Ok(id) => process.space = Some(*id),
+            Err(e) => {
+                let again = if matches!(e, InjectError::Busy) { 5 } else { 1000 };
+                process.refused = Some((Instant::now() + Duration::from_millis(again), e.to_string()));
+            }
+        }
+    }
+
+    /// Finds the processes of forked spaces, and gives them agents of their own.
+    fn find_children(&mut self) {
+        let lost: Vec<Arc<Space>> = self.shared.spaces().into_iter().filter(|s| s.pid.load(Relaxed) == 0).collect();
+        if lost.is_empty() {
+            return;
+        }
+        for pid in self.tree.by_size() {
+            if self.tree.processes[&pid].space.is_some() {
+                continue;
+            }
+            let Some(space) = lost.iter().find(|s| s.pid.load(Relaxed) == 0 && s.is_of(pid)) else { continue };
+            let equipped = Agent::inject(pid).and_then(|agent| space.equip(&self.shared, pid, agent, None));
+            if equipped.is_ok() {
+                let mut inner = space.lock();
+                let ranges: Vec<_> = inner.registered.iter().collect();
+                for (start, end) in ranges {
+                    space.queue_present(&self.shared, &mut inner, start, end);
+                }
+                space.publish(&inner);
+            }
+            self.note_charge(pid, &equipped.map(|()| space.id));
+        }
+    }
+
+    /// Drops spaces whose process ended or became another program.
+    fn drop_dead_spaces(&mut self) {
+        for space in self.shared.spaces() {
+            let Some(mut inner) = space.try_lock() else { continue };
+            let dead = inner.dead || {
+                space.drain(&self.shared, &mut inner);
+                space.probe(&inner) == Probe::Dead
+            };
+            drop(inner);
+            if dead {
+                self.shared.drop_space(space.id);
+                for process in self.tree.processes.values_mut().filter(|p| p.space == Some(space.id)) {
+                    process.space = None;
+                }
+            }
+        }
+    }
+
+    /// Over the budget, and nothing that could be done about it for a while?
+    fn watch_full(&mut self, total: u64) {
+        let stuck = !self.released && total > self.shared.limits.ram + (1 << 20) && self.shared.fruitless.load(Relaxed) > 50;
+        if !stuck {
+            self.over_since = None;
+            return;
+        }
+        if self.over_since.get_or_insert_with(Instant::now).elapsed() < Duration::from_millis(200) || self.told_full {
+            return;
+        }
+        self.told_full = true;
+        self.shared.counters.on_full_events.fetch_add(1, Relaxed);
+        let why = self.why_stuck();
+        let (over, budget) = ((total - self.shared.limits.ram) >> 20, self.shared.limits.ram >> 20);
+        let act = match self.options.on_full {
+            OnFull::Grow => "it goes on over its budget",
+            OnFull::Stop => "it is stopped; SIGCONT lets it go on",
+            OnFull::Kill => "it is killed",
+        };
+        eprintln!("tmem: the program is {over} MiB over its {budget} MiB and nothing can shrink any more{why}; {act}");
+        let signal = match self.options.on_full {
+            OnFull::Grow => return,
+            OnFull::Stop => libc::SIGSTOP,
+            OnFull::Kill => libc::SIGKILL,
+        };
+        self.tree.processes.keys().for_each(|&pid| {
+            sys::kill(pid, signal);
+        });
+    }
+
+    fn why_stuck(&self) -> String {
+        let refusals = self.tree.processes.iter().filter_map(|(pid, p)| p.refused.as_ref().map(|(_, why)| (pid, why)));
+        refusals.map(|(pid, why)| format!(" (process {pid} is not managed: {why})")).next().unwrap_or_default()
+    }
+
+    fn draw(&mut self, total: u64) {
+        if !self.options.progress || self.drawn.elapsed() < Duration::from_millis(250) || !std::io::stderr().is_terminal() {
+            return;
+        }
+        self.drawn = Instant::now();
+        let stats = self.shared.store.stats();
+        let c = &self.shared.counters;
+        eprint!(
+            "\r\x1b[Ktmem: {} of {} MiB in use, {} MiB stored in {} MiB, {} pages out, {} back ",
+            total >> 20,
+            self.shared.limits.ram >> 20,
+            stats.original_bytes >> 20,
+            stats.memory_bytes >> 20,
+            c.pages_evicted.load(Relaxed),
+            c.pages_returned.load(Relaxed),
+        );
+    }
+
+    fn wait(&self, most: Duration) {
+        let mut fds = [libc::pollfd { fd: self.signals.raw(), events: libc::POLLIN, revents: 0 }];
+        let timeout = libc::timespec { tv_sec: 0, tv_nsec: most.as_nanos() as i64 };
+        // SAFETY: `fds` and `timeout` are live locals; no mask is given.
+        unsafe { libc::ppoll(fds.as_mut_ptr(), 1, &timeout, std::ptr::null()) };
+    }
+
+    fn heed(&mut self, signal: Signal) {
+        if signal.number == libc::SIGCHLD {
+            return;
+        }
+        if self.main_is_ours {
+            if signal.sent && self.ending.is_none() {
+                sys::kill(self.main, signal.number);
+            }
+        } else if matches!(signal.number, libc::SIGINT | libc::SIGTERM | libc::SIGHUP | libc::SIGQUIT) {
+            self.release();
+        }
+    }
+
+    /// Collects ended children; stops with the program when job control stops it.
+    fn reap(&mut self) {
+        loop {
+            let mut status = 0;
+            // Other threads' ptrace stops are theirs to see: __WNOTHREAD.
+            // SAFETY: `status` is a live local.
+            let pid = unsafe { libc::waitpid(-1, &mut status, libc::WNOHANG | libc::WUNTRACED | libc::__WNOTHREAD) };
+            if pid <= 0 {
+                return;
+            }
+            if pid != self.main || !self.main_is_ours {
+                continue;
+            }
+            if libc::WIFSTOPPED(status) {
+                sys::kill(std::process::id() as i32, libc::SIGSTOP);
+                sys::kill(self.main, libc::SIGCONT);
+            } else {
+                self.ended(status);
+            }
+        }
+    }
+
+    fn ended(&mut self, status: i32) {
+        self.ending = Some(if libc::WIFSIGNALED(status) {
+            Ending::Signaled(libc::WTERMSIG(status))
+        } else {
+            Ending::Exited(libc::WEXITSTATUS(status))
+        });
+    }
+
+    /// Brings everything back and manages nothing any more.
+    fn release(&mut self) -> u64 {
+        let pages = leave::release_all(&self.shared);
+        self.tree.processes.values_mut().for_each(|p| p.space = None);
+        if !self.main_is_ours {
+            self.ending = Some(Ending::Detached);
+        } else {
+            // `run` stays as the parent that passes signals and the exit status on, without a budget.
+            self.released = true;
+            self.shared.guard_processes(&[]);
+        }
+        pages
+    }
+
+    fn finished(&mut self) -> Option<Ending> {
+        let ending = match self.ending {
+            Some(ending) => ending,
+            None if !self.main_is_ours && matches!(proc::state(self.main), Some(('Z' | 'X', _)) | None) => Ending::Exited(0),
+            None => return None,
+        };
+        // Others of the tree may still need pages that only we have.
+        self.drop_dead_spaces();
+        self.shared.spaces().is_empty().then_some(ending)
+    }
+
+    fn conclude(mut self, ending: Ending) -> Outcome {
+        self.shared.stopping.store(true, Relaxed);
+        self.shared.need_room();
+        self.shared.dismiss_guard();
+        if self.options.progress && std::io::stderr().is_terminal() {
+            eprint!("\r\x1b[K");
+        }
+        let c = &self.shared.counters;
+        let r = &mut self.report;
+        r.pages_evicted = c.pages_evicted.load(Relaxed);
+        r.pages_returned = c.pages_returned.load(Relaxed);
+        r.pages_read_ahead = c.pages_read_ahead.load(Relaxed);
+        r.pages_from_staging = c.pages_from_staging.load(Relaxed);
+        r.swapcache_hits = c.swapcache_hits.load(Relaxed);
+        r.pages_zero_filled = c.pages_zero_filled.load(Relaxed);
+        r.on_full_events = c.on_full_events.load(Relaxed);
+        r.processes_managed = c.processes_managed.load(Relaxed);
+        r.forks_followed = c.forks_followed.load(Relaxed);
+        r.fault_ns = self.shared.faults.times();
+        r.wall_seconds = self.started.elapsed().as_secs_f64();
+        r.supervisor_cpu_seconds = own_cpu_seconds();
+        r.exit_status = match ending {
+            Ending::Exited(status) => status,
+            Ending::Signaled(signal) => 128 + signal,
+            Ending::Detached => 0,
+        };
+        Outcome { ending, report: self.report }
+    }
+}
+
+fn own_cpu_seconds() -> f64 {
+    // SAFETY: an all-zero rusage is valid and the call fills it.
+    let usage = unsafe {
+        let mut usage: libc::rusage = std::mem::zeroed();
+        libc::getrusage(libc::RUSAGE_SELF, &mut usage);
+        usage
+    };
+    let seconds = |t: libc::timeval| t.tv_sec as f64 + t.tv_usec as f64 / 1e6;
+    seconds(usage.ru_utime) + seconds(usage.ru_stime)
+}
