@@ -1,0 +1,127 @@
+//! `cargo xtask bench`: tmem beside what it has to beat.
+
+mod fits;
+mod race;
+
+use std::ffi::OsString;
+use std::path::Path;
+use std::process::Command;
+use std::str::FromStr;
+use std::time::Duration;
+
+use clap::Subcommand;
+use serde::Serialize;
+
+use crate::measure::{Measured, measure};
+use crate::project;
+
+/// What can be measured.
+#[derive(Subcommand)]
+pub enum Bench {
+    /// Programs natively, under kernel zram swap, and under `tmem run` with the RAM that the kernel needed in total.
+    Run(race::RaceArgs),
+    /// Programs that fit their budget: what does tmem cost when nothing has to leave?
+    Fits(fits::FitsArgs),
+    /// The engine alone against the bare codec.
+    Engine {
+        /// Passed on to the benchmark.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<OsString>,
+    },
+}
+
+/// Runs a benchmark.
+pub fn bench(bench: &Bench) -> anyhow::Result<()> {
+    match bench {
+        Bench::Run(args) => race::race(args),
+        Bench::Fits(args) => fits::fits(args),
+        Bench::Engine { args } => {
+            project::run(project::cargo(&["bench", "--package", "tmem", "--bench", "engine", "--"]).args(args))
+        }
+    }
+}
+
+/// A run that takes longer than this is ended and counts as not finished.
+const TIMEOUT: Duration = Duration::from_secs(900);
+
+fn run_natively(command: &[String]) -> anyhow::Result<Measured> {
+    measure(Command::new(&command[0]).args(&command[1..]), TIMEOUT, || ())
+}
+
+fn run_under_tmem(tmem: &Path, ram_bytes: u64, command: &[String]) -> anyhow::Result<Measured> {
+    let mut tmem = Command::new(tmem);
+    tmem.arg("run").arg(format!("--ram={ram_bytes}")).arg("--").args(command);
+    measure(&mut tmem, TIMEOUT, || ())
+}
+
+/// The machine that the figures are from, to be printed with them.
+#[derive(Serialize)]
+struct Machine {
+    kernel: String,
+    cpus: usize,
+    ram_bytes: u64,
+}
+
+impl Machine {
+    fn this() -> Self {
+        let read = |path| std::fs::read_to_string(path).unwrap_or_default();
+        let meminfo = read("/proc/meminfo");
+        let total =
+            meminfo.lines().find_map(|line| line.strip_prefix("MemTotal:")?.split_whitespace().next()?.parse().ok());
+        Self {
+            kernel: read("/proc/sys/kernel/osrelease").trim().to_owned(),
+            cpus: std::thread::available_parallelism().map_or(0, usize::from),
+            ram_bytes: total.unwrap_or(0_u64) << 10,
+        }
+    }
+
+    fn print(&self) {
+        println!("\nLinux {}, {} CPUs, {}", self.kernel, self.cpus, crate::table::mib(self.ram_bytes));
+    }
+}
+
+/// A share of the native peak, written `1/4`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fraction {
+    numerator: u64,
+    denominator: u64,
+}
+
+impl Fraction {
+    fn of(self, bytes: u64) -> u64 {
+        bytes * self.numerator / self.denominator
+    }
+}
+
+impl FromStr for Fraction {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let parts = text.split_once('/').and_then(|(n, d)| Some((n.parse().ok()?, d.parse().ok()?)));
+        match parts {
+            Some((numerator, denominator)) if 0 < numerator && numerator <= denominator => {
+                Ok(Self { numerator, denominator })
+            }
+            _ => Err(format!("'{text}' is not a fraction: write for example 1/4")),
+        }
+    }
+}
+
+impl std::fmt::Display for Fraction {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}", self.numerator, self.denominator)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fractions() {
+        assert_eq!("1/4".parse::<Fraction>().unwrap().of(400), 100);
+        for text in ["", "1", "1/0", "0/4", "5/4", "a/b"] {
+            text.parse::<Fraction>().expect_err(text);
+        }
+    }
+}

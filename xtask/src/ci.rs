@@ -1,0 +1,103 @@
+//! `cargo xtask ci` and `cargo xtask soak`: everything that must hold, once and for long.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, bail};
+use clap::Args;
+
+use crate::project::{self, cargo, run};
+
+/// Runs every check; the tests come last, so that their summary stands at the end.
+///
+/// # Errors
+///
+/// When any check failed; all of them are run first.
+pub fn ci() -> anyhow::Result<()> {
+    let mut failed = Vec::new();
+    let mut step = |name: &str, result: anyhow::Result<()>| {
+        if let Err(error) = result {
+            eprintln!("xtask: {error:#}");
+            failed.push(name.to_owned());
+        }
+        crate::interrupt::check()
+    };
+    step("format", run(&mut cargo(&["fmt", "--all", "--check"])))?;
+    let lints = ["clippy", "--workspace", "--all-targets", "--", "--deny", "warnings"];
+    step("lints", run(&mut cargo(&lints)))?;
+    let docs = ["doc", "--workspace", "--no-deps", "--document-private-items"];
+    step("documentation", run(cargo(&docs).env("RUSTDOCFLAGS", "--deny warnings")))?;
+    step("build", project::build_tmem().map(drop))?;
+    step("documentation tests", run(&mut cargo(&["test", "--workspace", "--release", "--doc"])))?;
+    step("benchmarks in short", benchmarks_in_short())?;
+    step("tests", tests(false))?;
+    if !failed.is_empty() {
+        bail!("failed: {}", failed.join(", "));
+    }
+    Ok(())
+}
+
+/// Benchmarks run on little data, so that they keep working.
+fn benchmarks_in_short() -> anyhow::Result<()> {
+    if !project::root().join("crates/tmem/benches/engine.rs").exists() {
+        println!("\nSKIPPED: there is no engine benchmark");
+        return Ok(());
+    }
+    run(&mut cargo(&["bench", "--package", "tmem", "--bench", "engine", "--", "--quick"]))
+}
+
+/// All tests, by nextest where that is installed.
+fn tests(long: bool) -> anyhow::Result<()> {
+    let mut command = match project::installed("cargo-nextest") {
+        true => cargo(&["nextest", "run", "--workspace", "--release", "--no-fail-fast"]),
+        false => cargo(&["test", "--workspace", "--release", "--no-fail-fast", "--all-targets"]),
+    };
+    if long {
+        command.env("TMEM_LONG", "1");
+    }
+    run(&mut command)
+}
+
+/// How long to soak.
+#[derive(Args)]
+pub struct SoakArgs {
+    /// Seconds for each fuzz target.
+    #[arg(long, default_value_t = 300)]
+    fuzz_seconds: u32,
+}
+
+/// The long versions of all tests, then every fuzz target for a while.
+pub fn soak(args: &SoakArgs) -> anyhow::Result<()> {
+    project::build_tmem()?;
+    tests(true)?;
+    fuzz(args.fuzz_seconds)
+}
+
+fn fuzz(seconds: u32) -> anyhow::Result<()> {
+    let targets = fuzz_targets()?;
+    if targets.is_empty() {
+        println!("\nSKIPPED: there are no fuzz targets");
+        return Ok(());
+    }
+    if !project::installed("cargo-fuzz") {
+        println!("\nSKIPPED: {} fuzz targets: cargo install cargo-fuzz", targets.len());
+        return Ok(());
+    }
+    for target in targets {
+        let limit = format!("-max_total_time={seconds}");
+        run(cargo(&["fuzz", "run", &target, "--", &limit]).env("RUSTC_BOOTSTRAP", "1"))?;
+    }
+    Ok(())
+}
+
+fn fuzz_targets() -> anyhow::Result<Vec<String>> {
+    let dir = project::root().join("fuzz/fuzz_targets");
+    if !dir.exists() {
+        return Ok(Vec::new());
+    }
+    let files = std::fs::read_dir(&dir).with_context(|| format!("cannot list {}", dir.display()))?;
+    let paths: Vec<PathBuf> = files.flatten().map(|entry| entry.path()).collect();
+    let sources = paths.iter().filter(|path| path.extension().is_some_and(|extension| extension == "rs"));
+    let mut names: Vec<_> = sources.filter_map(|path| Some(path.file_stem()?.to_str()?.to_owned())).collect();
+    names.sort();
+    Ok(names)
+}
