@@ -1,1 +1,63 @@
-//! A page store with a hard byte budget.
+//! A page store with a hard byte budget: transcendent memory for Linux user space.
+//!
+//! Pages of 4096 bytes are [put](Store::put) under a [key](Key), [got](Store::get) back and [flushed](Store::flush_page). In
+//! between they are compressed and packed byte by byte into frames that can be taken back one by one.
+//!
+//! ```
+//! use tmem::{Config, Key, PoolKind, PoolOptions, Store};
+//!
+//! # fn main() -> Result<(), tmem::Error> {
+//! let store = Store::new(Config::new(64 << 20))?;
+//! let pool = store.create_pool(PoolKind::Persistent, PoolOptions::default())?;
+//! let key = Key::new(pool, 7, 0);
+//!
+//! let mut page = [0; tmem::PAGE_SIZE];
+//! page[..5].copy_from_slice(b"hello");
+//! store.put(key, &page)?;
+//!
+//! let mut out = [1; tmem::PAGE_SIZE];
+//! assert!(store.get(key, &mut out)?);
+//! assert_eq!(out, page);
+//! assert!(store.flush_page(key));
+//! assert!(!store.get(key, &mut out)?);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # What a store promises
+//!
+//! - A get gives exactly the page that was put last, or says that there is none. Never an older one: a put that is refused
+//!   forgets what the key held, too.
+//! - A page that a *persistent* pool accepted stays until it is flushed. A page of an *ephemeral* pool may go at any time.
+//! - [`Config::budget_bytes`] counts everything: frames, index, tables, codec contexts. A put that does not fit drops
+//!   ephemeral pages, oldest first, closes holes, and is refused only then.
+//! - All methods take `&self` and may be called from any thread. No lock is held across more than one page's work.
+//!
+//! # Background work
+//!
+//! Flushes and replaced pages leave holes. Frames that are empty go back to the system by themselves; the rest is closed
+//! by [`Store::maintain`], which whoever owns the store calls now and then.
+
+mod alloc;
+mod budget;
+mod codec;
+mod error;
+mod frames;
+mod index;
+mod key;
+mod page;
+mod pool;
+mod shared;
+mod stats;
+mod store;
+mod sync;
+#[doc(hidden)]
+pub mod testing;
+
+pub use codec::CodecKind;
+pub use error::{Error, ErrorKind};
+pub use key::{Key, ObjectId};
+pub use page::{PAGE_SIZE, Page, page_hash};
+pub use pool::{PoolId, PoolKind, PoolOptions};
+pub use stats::{Maintenance, PoolStats, Put, Stats};
+pub use store::{Config, Store};

@@ -1,0 +1,3 @@
+//! The engine beside its bare codec.
+
+fn main() {}

@@ -1,0 +1,480 @@
+//! The log: zpages are appended to segments byte by byte, in order of time.
+//!
+//! There are four heads, one for new and one for moved zpages of each class: what has survived a move tends to survive
+//! longer, and a segment of one class can be dropped or kept as a whole. A frame whose last zpage has gone is dead. Dead
+//! frames are given back in batches, or used again without a page fault when their whole segment is reopened.
+//!
+//! A zpage: sixteen bytes of header, the payload, padding to eight bytes.
+//!
+//! | word | bits | |
+//! |---|---|---|
+//! | 0 | 0-15 | payload bytes |
+//! | 0 | 16-23 | encoding |
+//! | 0 | 24-31 | flags: dead, used |
+//! | 0 | 32-63 | check of the payload |
+//! | 1 | 0-63 | owner |
+//!
+//! Headers start at multiples of eight, so that the first word never lies across two frames: whoever walks a frame that
+//! holds at least one live zpage can read the length of every zpage that starts in it, dead ones too.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+
+use super::segment::{FRAMES, NO_START, SEGMENT_BYTES, Segment, State};
+use super::{Allocator, Class, FrameId, Handle, NewZpage, NoRoom, Owner, Tenant, Tenants, Usage, Zpage};
+use crate::budget::{Budget, Purpose};
+use crate::codec::Encoding;
+use crate::frames::Frames;
+use crate::page::PAGE_SIZE;
+use crate::sync::{Mutex, lock};
+
+pub(crate) const HEADER_BYTES: usize = 16;
+const DEAD: u64 = 1 << 24;
+const USED: u64 = 1 << 25;
+const HEADS: usize = 4;
+/// Dead frames that may wait for company before they are given back; on top of it one in 128 of all.
+const DEAD_FRAMES_MAX: u64 = 16;
+
+const _: () = assert!(PAGE_SIZE < 1 << 16, "the payload length has sixteen bits");
+
+#[derive(Clone, Copy)]
+struct Header(u64);
+
+impl Header {
+    fn payload_bytes(self) -> usize {
+        (self.0 & 0xffff) as usize
+    }
+
+    fn zpage_bytes(self) -> usize {
+        zpage_bytes(self.payload_bytes())
+    }
+
+    fn encoding(self) -> Option<Encoding> {
+        Encoding::from_u8((self.0 >> 16) as u8)
+    }
+
+    fn is(self, flag: u64) -> bool {
+        self.0 & flag != 0
+    }
+
+    fn check(self) -> u32 {
+        (self.0 >> 32) as u32
+    }
+}
+
+fn zpage_bytes(payload_bytes: usize) -> usize {
+    HEADER_BYTES + payload_bytes.next_multiple_of(8)
+}
+
+/// The log of segments.
+pub(crate) struct Log {
+    frames: Frames,
+    budget: Arc<Budget>,
+    books: Mutex<Books>,
+}
+
+struct Books {
+    segments: Vec<Segment>,
+    free: Vec<u32>,
+    /// Segments with dead frames in memory, each once.
+    with_dead: Vec<u32>,
+    heads: [Option<u32>; HEADS],
+    opened: u64,
+    /// Where the search for sparse frames goes on.
+    cursor: u32,
+    dead_frames: u64,
+    usage: Usage,
+}
+
+impl Log {
+    pub(crate) fn new(frames: Frames, budget: Arc<Budget>) -> Self {
+        let books = Books {
+            segments: Vec::new(),
+            free: Vec::new(),
+            with_dead: Vec::new(),
+            heads: [None; HEADS],
+            opened: 0,
+            cursor: 0,
+            dead_frames: 0,
+            usage: Usage::default(),
+        };
+        Self { frames, budget, books: Mutex::new(books) }
+    }
+
+    fn header(&self, handle: Handle) -> Header {
+        Header(self.frames.word(handle.0 as usize).load(Relaxed))
+    }
+
+    /// Room for a zpage of `len` bytes at a head. The caller holds the books.
+    fn place(&self, books: &mut Books, head: usize, len: usize, purpose: Purpose) -> Result<Handle, NoRoom> {
+        let number = match books.heads[head] {
+            Some(number) if books.segments[number as usize].end as usize + len <= SEGMENT_BYTES => number,
+            _ => self.open(books, head)?,
+        };
+        let segment = &mut books.segments[number as usize];
+        let missing = u64::from(segment.missing(len).count_ones());
+        let bytes = missing * PAGE_SIZE as u64;
+        if missing > 0 && !self.budget.admit(bytes, purpose) {
+            return Err(NoRoom);
+        }
+        let frame_before = segment.end as usize / PAGE_SIZE;
+        let start = segment.append(len);
+        if segment.end as usize / PAGE_SIZE > frame_before {
+            let died = segment.bury_passed(frame_before);
+            books.queue_dead(number, died);
+        }
+        books.usage.frame_bytes += bytes;
+        books.usage.live_bytes += len as u64;
+        books.usage.zpages += 1;
+        Ok(Handle((number as usize * SEGMENT_BYTES + start) as u64))
+    }
+
+    /// Closes the segment at a head and opens a free one.
+    fn open(&self, books: &mut Books, head: usize) -> Result<u32, NoRoom> {
+        if let Some(number) = books.heads[head].take() {
+            books.close(number);
+        }
+        let number = match books.free.pop() {
+            Some(number) => number,
+            None => {
+                if (books.segments.len() + 1) * SEGMENT_BYTES > self.frames.bytes() {
+                    return Err(NoRoom);
+                }
+                books.grow(&self.budget);
+                books.segments.push(Segment::new());
+                (books.segments.len() - 1) as u32
+            }
+        };
+        books.opened += 1;
+        let opened = books.opened;
+        let class = if head < 2 { Class::Ephemeral } else { Class::Persistent };
+        let revived = books.segments[number as usize].open(class, opened);
+        books.dead_frames -= u64::from(revived);
+        books.heads[head] = Some(number);
+        Ok(number)
+    }
+
+    fn give_back_dead(&self, books: &mut Books) -> u64 {
+        let mut given = 0;
+        while let Some(number) = books.with_dead.pop() {
+            let segment = &mut books.segments[number as usize];
+            segment.queued = false;
+            let first = number as usize * FRAMES;
+            for run in runs(segment.dead) {
+                // SAFETY: dead frames hold no live zpage, and the lock of the books keeps new ones out.
+                unsafe { self.frames.release(first + run.start, run.len()) };
+            }
+            given += u64::from(segment.dead.count_ones());
+            segment.resident &= !segment.dead;
+            segment.dead = 0;
+        }
+        books.dead_frames -= given;
+        books.usage.frame_bytes -= given * PAGE_SIZE as u64;
+        self.budget.refund(given * PAGE_SIZE as u64);
+        given
+    }
+
+    /// Takes a zpage out of the books.
+    fn remove(&self, books: &mut Books, handle: Handle, header: Header) {
+        let (number, start) = split(handle);
+        let len = header.zpage_bytes();
+        self.frames.word(handle.0 as usize).fetch_or(DEAD, Relaxed);
+        let segment = &mut books.segments[number as usize];
+        let died = segment.remove(start, len);
+        if segment.live == 0 && segment.state == State::Closed {
+            segment.state = State::Free;
+            books.free.push(number);
+        }
+        books.queue_dead(number, died);
+        books.usage.live_bytes -= len as u64;
+        books.usage.zpages -= 1;
+        books.usage.payload_bytes -= header.payload_bytes() as u64;
+        if books.dead_frames > DEAD_FRAMES_MAX + books.usage.frame_bytes / PAGE_SIZE as u64 / 128 {
+            self.give_back_dead(books);
+        }
+    }
+
+    /// Calls `with` for each zpage that starts in the frame, with its offset in the segment.
+    fn walk(&self, segment: &Segment, number: u32, frame: usize, mut with: impl FnMut(usize, Header)) {
+        if segment.live_in[frame] == 0 || segment.first_in[frame] == NO_START {
+            return;
+        }
+        let mut at = frame * PAGE_SIZE + segment.first_in[frame] as usize * 8;
+        let end = ((frame + 1) * PAGE_SIZE).min(segment.end as usize);
+        while at < end {
+            let header = self.header(Handle((number as usize * SEGMENT_BYTES + at) as u64));
+            with(at, header);
+            at += header.zpage_bytes();
+        }
+    }
+}
+
+impl Books {
+    fn queue_dead(&mut self, number: u32, died: u64) {
+        if died == 0 {
+            return;
+        }
+        self.dead_frames += u64::from(died.count_ones());
+        let segment = &mut self.segments[number as usize];
+        if !segment.queued {
+            segment.queued = true;
+            self.with_dead.push(number);
+        }
+    }
+
+    fn close(&mut self, number: u32) {
+        let segment = &mut self.segments[number as usize];
+        segment.state = State::Closed;
+        let died = segment.bury_passed(0);
+        if segment.live == 0 {
+            segment.state = State::Free;
+            self.free.push(number);
+        }
+        self.queue_dead(number, died);
+    }
+
+    /// Makes room in the tables for one more segment, in steps of an eighth, so that they are never half empty and
+    /// nothing but opening a new segment allocates.
+    fn grow(&mut self, budget: &Budget) {
+        if self.segments.len() < self.segments.capacity() {
+            return;
+        }
+        let more = (self.segments.len() / 8).max(8);
+        let capacity = self.segments.len() + more;
+        self.segments.reserve_exact(more);
+        self.free.reserve_exact(capacity - self.free.len());
+        self.with_dead.reserve_exact(capacity - self.with_dead.len());
+        let bytes = capacity * (size_of::<Segment>() + 2 * size_of::<u32>());
+        budget.recharge(self.usage.table_bytes, bytes as u64);
+        self.usage.table_bytes = bytes as u64;
+    }
+}
+
+impl Allocator for Log {
+    fn store(&self, class: Class, zpage: &NewZpage<'_>, purpose: Purpose) -> Result<Handle, NoRoom> {
+        let payload_bytes = zpage.payload.len();
+        let word = payload_bytes as u64 | (zpage.encoding as u64) << 16 | u64::from(zpage.check) << 32;
+        let mut books = lock(&self.books);
+        let handle = self.place(&mut books, head_of(class, false), zpage_bytes(payload_bytes), purpose)?;
+        books.usage.payload_bytes += payload_bytes as u64;
+        let at = handle.0 as usize;
+        self.frames.word(at).store(word, Relaxed);
+        self.frames.word(at + 8).store(zpage.owner.0, Relaxed);
+        // SAFETY: the place was booked just now, and no word names it yet.
+        unsafe { self.frames.write(at + HEADER_BYTES, zpage.payload) };
+        Ok(handle)
+    }
+
+    fn read<R>(&self, handle: Handle, used: bool, with: impl FnOnce(Zpage<'_>) -> R) -> R {
+        let header = self.header(handle);
+        if used && !header.is(USED) {
+            self.frames.word(handle.0 as usize).fetch_or(USED, Relaxed);
+        }
+        let at = handle.0 as usize + HEADER_BYTES;
+        // SAFETY: the zpage lives during the call, as the trait demands of callers, and live payloads do not change.
+        let payload = unsafe { self.frames.slice(at, header.payload_bytes()) };
+        with(Zpage { encoding: header.encoding(), check: header.check(), payload })
+    }
+
+    fn payload_bytes(&self, handle: Handle) -> u32 {
+        self.header(handle).payload_bytes() as u32
+    }
+
+    fn free(&self, handle: Handle) {
+        let header = self.header(handle);
+        self.remove(&mut lock(&self.books), handle, header);
+    }
+
+    fn relocate(&self, handle: Handle) -> Result<Handle, NoRoom> {
+        let header = self.header(handle);
+        let mut books = lock(&self.books);
+        let class = books.segments[split(handle).0 as usize].class;
+        let target = self.place(&mut books, head_of(class, true), header.zpage_bytes(), Purpose::Move)?;
+        books.usage.payload_bytes += header.payload_bytes() as u64;
+        let (from, to) = (handle.0 as usize, target.0 as usize);
+        let owner = self.frames.word(from + 8).load(Relaxed);
+        self.frames.word(to).store(header.0 & !USED, Relaxed);
+        self.frames.word(to + 8).store(owner, Relaxed);
+        // SAFETY: the zpage lives during the call, as the trait demands of callers, and live payloads do not change.
+        let payload = unsafe { self.frames.slice(from + HEADER_BYTES, header.payload_bytes()) };
+        // SAFETY: the target was booked just now, no word names it yet, and it does not overlap with the live source.
+        unsafe { self.frames.write(to + HEADER_BYTES, payload) };
+        self.remove(&mut books, handle, header);
+        Ok(target)
+    }
+
+    fn set_owner(&self, handle: Handle, owner: Owner) {
+        self.frames.word(handle.0 as usize + 8).store(owner.0, Relaxed);
+    }
+
+    fn sparse_frame(&self, live_bytes_max: usize) -> Option<FrameId> {
+        let mut books = lock(&self.books);
+        let frames = (books.segments.len() * FRAMES) as u32;
+        let start = if books.cursor < frames { books.cursor } else { 0 };
+        let sparse = |frame: &u32| {
+            let segment = &books.segments[*frame as usize / FRAMES];
+            let live = segment.live_in[*frame as usize % FRAMES] as usize;
+            live > 0 && live <= live_bytes_max && segment.passed(*frame as usize % FRAMES)
+        };
+        let found = (start..frames).chain(0..start).find(sparse)?;
+        books.cursor = found + 1;
+        Some(FrameId(found))
+    }
+
+    fn coldest(&self, class: Class) -> Option<Range<u32>> {
+        let mut books = lock(&self.books);
+        let coldest = (0..books.segments.len())
+            .filter(|number| {
+                let segment = &books.segments[*number];
+                segment.class == class && segment.live > 0
+            })
+            .min_by_key(|number| books.segments[*number].opened)? as u32;
+        if let Some(head) = books.heads.iter_mut().find(|head| **head == Some(coldest)) {
+            *head = None;
+            books.close(coldest);
+        }
+        let first = coldest * FRAMES as u32;
+        Some(first..first + FRAMES as u32)
+    }
+
+    fn tenants(&self, frame: FrameId, tenants: &mut Tenants) {
+        tenants.clear();
+        let books = lock(&self.books);
+        let (number, frame) = (frame.0 / FRAMES as u32, frame.0 as usize % FRAMES);
+        let segment = &books.segments[number as usize];
+        if segment.live_in[frame] == 0 {
+            return;
+        }
+        // A raw page may start two frames before.
+        for frame_before in frame.saturating_sub(2)..=frame {
+            self.walk(segment, number, frame_before, |at, header| {
+                let reaches = at + header.zpage_bytes() > frame * PAGE_SIZE;
+                if header.is(DEAD) || !reaches {
+                    return;
+                }
+                let handle = Handle((number as usize * SEGMENT_BYTES + at) as u64);
+                tenants.push(Tenant {
+                    handle,
+                    owner: Owner(self.frames.word(handle.0 as usize + 8).load(Relaxed)),
+                    class: segment.class,
+                    used: header.is(USED),
+                });
+            });
+        }
+    }
+
+    fn give_back(&self) -> u64 {
+        self.give_back_dead(&mut lock(&self.books))
+    }
+
+    fn usage(&self) -> Usage {
+        lock(&self.books).usage
+    }
+}
+
+fn head_of(class: Class, moved: bool) -> usize {
+    let first = match class {
+        Class::Ephemeral => 0,
+        Class::Persistent => 2,
+    };
+    first + usize::from(moved)
+}
+
+fn split(handle: Handle) -> (u32, usize) {
+    let at = handle.0 as usize;
+    ((at / SEGMENT_BYTES) as u32, at % SEGMENT_BYTES)
+}
+
+/// The runs of ones in `bits`, lowest first.
+fn runs(mut bits: u64) -> impl Iterator<Item = Range<usize>> {
+    std::iter::from_fn(move || {
+        if bits == 0 {
+            return None;
+        }
+        let start = bits.trailing_zeros() as usize;
+        let len = (bits >> start).trailing_ones() as usize;
+        let mask = if len == 64 { u64::MAX } else { ((1 << len) - 1) << start };
+        bits &= !mask;
+        Some(start..start + len)
+    })
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    fn log(budget: u64) -> (Log, Arc<Budget>) {
+        let budget = Arc::new(Budget::new(budget));
+        let frames = Frames::reserve(64 << 20, 64 << 20).unwrap();
+        (Log::new(frames, budget.clone()), budget)
+    }
+
+    fn zpage(owner: u64, payload: &[u8]) -> NewZpage<'_> {
+        NewZpage { encoding: Encoding::Raw, check: owner as u32, owner: Owner(owner), payload }
+    }
+
+    #[test]
+    fn runs_of_ones() {
+        assert_eq!(runs(0b1101_1000).collect::<Vec<_>>(), [3..5, 6..8]);
+        assert_eq!(runs(u64::MAX).collect::<Vec<_>>(), vec![0..64]);
+        assert_eq!(runs(0).count(), 0);
+    }
+
+    #[test]
+    fn a_sparse_frame_names_its_tenants_and_can_be_emptied() {
+        let (log, budget) = log(16 << 20);
+        let payload = vec![5; 1000];
+        let handles: Vec<Handle> =
+            (0..400).map(|i| log.store(Class::Persistent, &zpage(i, &payload), Purpose::Admit).unwrap()).collect();
+        for (i, handle) in handles.iter().enumerate() {
+            if i % 8 != 0 {
+                log.free(*handle);
+            }
+        }
+        assert_eq!(log.usage().zpages, 50);
+        let mut tenants = Tenants::new();
+        let mut moved = 0;
+        while let Some(frame) = log.sparse_frame(1100) {
+            log.tenants(frame, &mut tenants);
+            assert!(!tenants.as_slice().is_empty());
+            for tenant in tenants.as_slice() {
+                assert_eq!(tenant.owner.0 % 8, 0);
+                let to = log.relocate(tenant.handle).unwrap();
+                log.read(to, false, |zpage| {
+                    assert_eq!(zpage.payload, payload);
+                    assert_eq!(u64::from(zpage.check), tenant.owner.0);
+                });
+                moved += 1;
+            }
+            if moved > 200 {
+                break;
+            }
+        }
+        log.give_back();
+        let usage = log.usage();
+        assert_eq!(usage.zpages, 50);
+        assert_eq!(usage.payload_bytes, 50_000);
+        assert!(usage.frame_bytes <= 20 * 4096, "{usage:?}");
+        assert_eq!(budget.used(), usage.frame_bytes + usage.table_bytes);
+    }
+
+    #[test]
+    fn no_more_frames_than_the_budget_has_room_for() {
+        let (log, budget) = log(1 << 20);
+        let payload = vec![5; 4096];
+        let mut handles = Vec::new();
+        while let Ok(handle) = log.store(Class::Ephemeral, &zpage(0, &payload), Purpose::Admit) {
+            handles.push(handle);
+        }
+        assert!(handles.len() > 200);
+        assert!(budget.used() <= 1 << 20);
+        let region = log.coldest(Class::Ephemeral).unwrap();
+        assert_eq!(region.start, 0);
+        for handle in handles {
+            log.free(handle);
+        }
+        log.give_back();
+        assert!(budget.used() <= log.usage().table_bytes + 2 * 4096, "{:?}", log.usage());
+    }
+}

@@ -1,0 +1,160 @@
+//! Allocators: how zpages are laid into frames.
+//!
+//! An allocator knows which bytes of which frame are alive, and nothing of keys: each zpage carries its [`Owner`], the
+//! place in the index whose word names it, so that whoever empties a frame can find the word to replace.
+//!
+//! What the callers guarantee for every method that takes a [`Handle`]: the zpage is alive, and it stays alive during the
+//! call because the caller holds the lock of the word that names it (any lock for reading, the exclusive one for freeing,
+//! moving and changing owners), or because no word names it yet or any more and the caller is the only one that knows it.
+
+mod log;
+mod segment;
+
+pub(crate) use log::{HEADER_BYTES, Log};
+
+use crate::budget::Purpose;
+use crate::codec::Encoding;
+
+/// Where a zpage is: its offset in bytes, a multiple of eight, so that the low bits are free for the index's tag.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Handle(pub(crate) u64);
+
+/// The place whose word names a zpage, as its header says it. See `index` for the meaning of the bits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Owner(pub(crate) u64);
+
+/// Zpages that share a fate are kept together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Class {
+    /// May be dropped at any time.
+    Ephemeral,
+    /// Has to be kept.
+    Persistent,
+}
+
+/// A frame of the arena, counted from its start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct FrameId(pub(crate) u32);
+
+/// There is no room in the budget for the frames that are needed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct NoRoom;
+
+/// A zpage as it is read.
+#[derive(Clone, Copy)]
+pub(crate) struct Zpage<'a> {
+    pub(crate) encoding: Option<Encoding>,
+    pub(crate) check: u32,
+    pub(crate) payload: &'a [u8],
+}
+
+/// A zpage to be stored.
+#[derive(Clone, Copy)]
+pub(crate) struct NewZpage<'a> {
+    pub(crate) encoding: Encoding,
+    pub(crate) check: u32,
+    pub(crate) owner: Owner,
+    pub(crate) payload: &'a [u8],
+}
+
+/// A live zpage that somebody who empties a frame has to deal with.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Tenant {
+    pub(crate) handle: Handle,
+    pub(crate) owner: Owner,
+    pub(crate) class: Class,
+    /// It was read since it was stored or moved.
+    pub(crate) used: bool,
+}
+
+/// The most zpages that can touch one frame: the smallest take 24 bytes, and one may reach in from the frame before.
+pub(crate) const TENANTS_MAX: usize = crate::page::PAGE_SIZE / 24 + 2;
+
+/// The tenants of a frame, in place: emptying a frame allocates nothing.
+pub(crate) struct Tenants {
+    list: [Tenant; TENANTS_MAX],
+    len: usize,
+}
+
+impl Tenants {
+    pub(crate) fn new() -> Self {
+        let nobody = Tenant { handle: Handle(0), owner: Owner(0), class: Class::Persistent, used: false };
+        Self { list: [nobody; TENANTS_MAX], len: 0 }
+    }
+
+    fn clear(&mut self) {
+        self.len = 0;
+    }
+
+    fn push(&mut self, tenant: Tenant) {
+        self.list[self.len] = tenant;
+        self.len += 1;
+    }
+
+    pub(crate) fn as_slice(&self) -> &[Tenant] {
+        &self.list[..self.len]
+    }
+}
+
+/// What an allocator holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Usage {
+    /// Live zpages.
+    pub(crate) zpages: u64,
+    /// Payload bytes of the live zpages.
+    pub(crate) payload_bytes: u64,
+    /// Bytes of the live zpages with headers and padding.
+    pub(crate) live_bytes: u64,
+    /// Bytes of frames that are in memory.
+    pub(crate) frame_bytes: u64,
+    /// Bytes of the allocator's own tables.
+    pub(crate) table_bytes: u64,
+}
+
+impl Usage {
+    /// Bytes in frames that no live zpage uses.
+    pub(crate) fn waste_bytes(&self) -> u64 {
+        self.frame_bytes.saturating_sub(self.live_bytes)
+    }
+}
+
+/// How zpages are laid into frames.
+pub(crate) trait Allocator: Send + Sync {
+    /// Stores a zpage.
+    ///
+    /// # Errors
+    /// When the budget has no room for another frame.
+    fn store(&self, class: Class, zpage: &NewZpage<'_>, purpose: Purpose) -> Result<Handle, NoRoom>;
+
+    /// Shows the zpage to `with`, and remembers that it was used if `used`.
+    fn read<R>(&self, handle: Handle, used: bool, with: impl FnOnce(Zpage<'_>) -> R) -> R;
+
+    /// How many payload bytes the zpage has.
+    fn payload_bytes(&self, handle: Handle) -> u32;
+
+    /// Forgets the zpage.
+    fn free(&self, handle: Handle);
+
+    /// Copies the zpage to where survivors of its class go and frees the old place.
+    ///
+    /// # Errors
+    /// When there is no room; the zpage is where it was.
+    fn relocate(&self, handle: Handle) -> Result<Handle, NoRoom>;
+
+    /// Changes the owner that the zpage's header names.
+    fn set_owner(&self, handle: Handle, owner: Owner);
+
+    /// The next frame, going round, whose live zpages cover at most `live_bytes_max` of it, but not none.
+    fn sparse_frame(&self, live_bytes_max: usize) -> Option<FrameId>;
+
+    /// The frames of the coldest region of a class, first to last.
+    fn coldest(&self, class: Class) -> Option<std::ops::Range<u32>>;
+
+    /// Lists the live zpages that touch a frame. They may be gone when they are dealt with: the word tells.
+    fn tenants(&self, frame: FrameId, tenants: &mut Tenants);
+
+    /// Gives all frames without a live zpage back to the system and says how many.
+    fn give_back(&self) -> u64;
+
+    fn usage(&self) -> Usage;
+}

@@ -1,0 +1,102 @@
+//! The budget: one count of every byte the store holds, and the limit it must not pass.
+//!
+//! What new pages need is asked for first ([`Budget::admit`]); what old pages need in order to stay reachable (a move,
+//! a re-key) is charged without asking. A small reserve, closed to new pages, lets compaction start when all is full.
+
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+/// Bytes that only moves of stored pages may use: a few frames for the heads they are moved to.
+const RESERVE_BYTES_MAX: u64 = 64 << 10;
+
+#[derive(Debug)]
+pub(crate) struct Budget {
+    limit: AtomicU64,
+    used: AtomicU64,
+}
+
+/// On whose behalf memory is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    /// A page from outside.
+    Admit,
+    /// A page that is already here moves, in order to free more than it takes.
+    Move,
+}
+
+impl Budget {
+    pub(crate) fn new(limit: u64) -> Self {
+        Self { limit: AtomicU64::new(limit), used: AtomicU64::new(0) }
+    }
+
+    pub(crate) fn limit(&self) -> u64 {
+        self.limit.load(Relaxed)
+    }
+
+    pub(crate) fn set_limit(&self, limit: u64) {
+        self.limit.store(limit, Relaxed);
+    }
+
+    pub(crate) fn used(&self) -> u64 {
+        self.used.load(Relaxed)
+    }
+
+    /// How far the store may fill up for `purpose`.
+    fn ceiling(&self, purpose: Purpose) -> u64 {
+        let limit = self.limit();
+        match purpose {
+            Purpose::Admit => limit - RESERVE_BYTES_MAX.min(limit / 16),
+            Purpose::Move => limit,
+        }
+    }
+
+    /// Takes `bytes` if they fit. The count is a plain counter: no other memory is published through it.
+    pub(crate) fn admit(&self, bytes: u64, purpose: Purpose) -> bool {
+        let ceiling = self.ceiling(purpose);
+        self.used
+            .fetch_update(Relaxed, Relaxed, |used| {
+                let after = used + bytes;
+                (after <= ceiling).then_some(after)
+            })
+            .is_ok()
+    }
+
+    /// Whether `bytes` would fit now.
+    pub(crate) fn has_room(&self, bytes: u64, purpose: Purpose) -> bool {
+        self.used() + bytes <= self.ceiling(purpose)
+    }
+
+    /// Takes `bytes` whether they fit or not.
+    pub(crate) fn charge(&self, bytes: u64) {
+        self.used.fetch_add(bytes, Relaxed);
+    }
+
+    pub(crate) fn refund(&self, bytes: u64) {
+        let before = self.used.fetch_sub(bytes, Relaxed);
+        debug_assert!(before >= bytes, "refund of {bytes} bytes out of {before}");
+    }
+
+    /// Replaces a charge of `old` bytes by one of `new` bytes.
+    pub(crate) fn recharge(&self, old: u64, new: u64) {
+        if new > old {
+            self.charge(new - old);
+        } else if old > new {
+            self.refund(old - new);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_reserve_is_for_moves_only() {
+        let budget = Budget::new(1 << 20);
+        assert!(budget.admit((1 << 20) - RESERVE_BYTES_MAX, Purpose::Admit));
+        assert!(!budget.admit(1, Purpose::Admit));
+        assert!(budget.admit(RESERVE_BYTES_MAX, Purpose::Move));
+        assert!(!budget.admit(1, Purpose::Move));
+        budget.refund(1 << 20);
+        assert_eq!(budget.used(), 0);
+    }
+}

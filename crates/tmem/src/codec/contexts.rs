@@ -1,0 +1,114 @@
+//! Codec contexts for many threads in bounded memory.
+//!
+//! There is a fixed number of slots for packing and for expanding. A thread keeps to the slot that it was dealt first
+//! and tries its neighbours when that one is busy, so that a lone thread pays one uncontended lock. A context is made
+//! the first time its slot is used and stays.
+
+use std::cell::Cell;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+
+use super::{CodecKind, Encoding, Expand, Malformed, PACKED_BYTES_MAX, Pack, ZstdExpander, expand_plain, packer};
+use crate::budget::Budget;
+use crate::error::{Error, ErrorKind};
+use crate::page::Page;
+use crate::sync::{Mutex, MutexGuard, lock};
+
+/// A packing context with room for its result.
+pub(crate) struct Packer {
+    codec: Box<dyn Pack>,
+    packed: Box<[u8; PACKED_BYTES_MAX]>,
+}
+
+impl Packer {
+    /// Packs `page`; the result lies in the packer until the next page. A page that does not shrink comes back raw.
+    pub(crate) fn compress<'a>(&'a mut self, page: &'a Page) -> (Encoding, &'a [u8]) {
+        match self.codec.compress(page, &mut self.packed) {
+            Some(len) => (self.codec.encoding(), &self.packed[..len]),
+            None => (Encoding::Raw, page),
+        }
+    }
+}
+
+pub(crate) struct Contexts {
+    kind: CodecKind,
+    packers: Box<[Mutex<Option<Packer>>]>,
+    expanders: Box<[Mutex<Option<ZstdExpander>>]>,
+}
+
+impl Contexts {
+    /// Contexts for at most `threads` pages in flight each way.
+    pub(crate) fn new(kind: CodecKind, threads: usize) -> Self {
+        let threads = threads.max(1);
+        Self {
+            kind,
+            packers: (0..threads).map(|_| Mutex::new(None)).collect(),
+            expanders: (0..threads).map(|_| Mutex::new(None)).collect(),
+        }
+    }
+
+    /// Runs `with` on a packer that nobody else uses meanwhile.
+    ///
+    /// # Errors
+    /// When the system gives no memory for a context.
+    pub(crate) fn packer<R>(&self, budget: &Budget, with: impl FnOnce(&mut Packer) -> R) -> Result<R, Error> {
+        let mut slot = own_slot(&self.packers);
+        if slot.is_none() {
+            let codec = packer(self.kind).ok_or_else(no_memory)?;
+            budget.charge((codec.memory_bytes() + PACKED_BYTES_MAX) as u64);
+            let packed = Box::new([0; PACKED_BYTES_MAX]);
+            *slot = Some(Packer { codec, packed });
+        }
+        Ok(with(slot.as_mut().expect("filled above")))
+    }
+
+    /// Expands a payload.
+    ///
+    /// # Errors
+    /// When it is malformed, or the system gives no memory for a context.
+    pub(crate) fn expand(
+        &self,
+        budget: &Budget,
+        encoding: Encoding,
+        payload: &[u8],
+        out: &mut Page,
+    ) -> Result<(), Error> {
+        let answer = if encoding == Encoding::Zstd {
+            let mut slot = own_slot(&self.expanders);
+            if slot.is_none() {
+                let expander = ZstdExpander::new().ok_or_else(no_memory)?;
+                budget.charge(expander.memory_bytes() as u64);
+                *slot = Some(expander);
+            }
+            slot.as_mut().expect("filled above").expand(payload, out)
+        } else {
+            expand_plain(encoding, payload, out)
+        };
+        answer.map_err(|Malformed| ErrorKind::Corrupt { what: "it does not expand to a page" }.into())
+    }
+}
+
+fn no_memory() -> Error {
+    ErrorKind::System { what: "memory for a codec context", source: std::io::ErrorKind::OutOfMemory.into() }.into()
+}
+
+/// A free slot: the thread's own one, or the next that is free, or else its own as soon as it becomes free.
+fn own_slot<T>(slots: &[Mutex<T>]) -> MutexGuard<'_, T> {
+    let own = thread_number() % slots.len();
+    for distance in 0..slots.len() {
+        if let Ok(slot) = slots[(own + distance) % slots.len()].try_lock() {
+            return slot;
+        }
+    }
+    lock(&slots[own])
+}
+
+fn thread_number() -> usize {
+    static NEXT: AtomicUsize = AtomicUsize::new(0);
+    thread_local!(static NUMBER: Cell<usize> = const { Cell::new(usize::MAX) });
+    NUMBER.with(|number| {
+        if number.get() == usize::MAX {
+            number.set(NEXT.fetch_add(1, Relaxed));
+        }
+        number.get()
+    })
+}

@@ -1,0 +1,106 @@
+//! A leaf: the words of sixty-four neighbouring indexes, of which only those present take room.
+
+use super::{LeafKey, Word};
+
+/// Words in order of their slots; `present` says which slots. The capacity doubles up to 64 as pages come, so that a full
+/// leaf costs eight bytes per page and a lone page does not pay for its absent neighbours.
+#[derive(Debug)]
+pub(crate) struct Leaf {
+    key: LeafKey,
+    present: u64,
+    words: Vec<Word>,
+}
+
+/// What the system's allocator adds to a block, roughly.
+const BLOCK_OVERHEAD_BYTES: usize = 16;
+
+impl Leaf {
+    pub(crate) fn new(key: LeafKey) -> Self {
+        Self { key, present: 0, words: Vec::new() }
+    }
+
+    pub(crate) fn key(&self) -> LeafKey {
+        self.key
+    }
+
+    pub(crate) fn present(&self) -> u64 {
+        self.present
+    }
+
+    /// Bytes that a leaf with room for `words` takes outside of the slab.
+    pub(crate) fn heap_bytes(&self) -> usize {
+        match self.words.capacity() {
+            0 => 0,
+            words => words * size_of::<Word>() + BLOCK_OVERHEAD_BYTES,
+        }
+    }
+
+    fn rank(&self, slot: u32) -> usize {
+        (self.present & ((1 << slot) - 1)).count_ones() as usize
+    }
+
+    pub(crate) fn get(&self, slot: u32) -> Option<Word> {
+        (self.present >> slot & 1 == 1).then(|| self.words[self.rank(slot)])
+    }
+
+    /// Puts a word and says which one stood there.
+    pub(crate) fn set(&mut self, slot: u32, word: Word) -> Option<Word> {
+        let rank = self.rank(slot);
+        if self.present >> slot & 1 == 1 {
+            return Some(std::mem::replace(&mut self.words[rank], word));
+        }
+        if self.words.len() == self.words.capacity() {
+            let more = self.words.len().max(2);
+            self.words.reserve_exact(more);
+        }
+        self.present |= 1 << slot;
+        self.words.insert(rank, word);
+        None
+    }
+
+    pub(crate) fn take(&mut self, slot: u32) -> Option<Word> {
+        if self.present >> slot & 1 == 0 {
+            return None;
+        }
+        let rank = self.rank(slot);
+        self.present &= !(1 << slot);
+        Some(self.words.remove(rank))
+    }
+
+    /// The slots and words that are there; the words may be replaced.
+    pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = (u32, &mut Word)> {
+        let present = self.present;
+        let slots = (0..64).filter(move |slot| present >> slot & 1 == 1);
+        slots.zip(self.words.iter_mut())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::key::ObjectId;
+    use crate::pool::PoolId;
+
+    #[test]
+    fn a_leaf_behaves_like_an_array_of_options() {
+        let key = LeafKey { object: ObjectId::from(1), pool: PoolId::new(0, 1), number: 0 };
+        let mut leaf = Leaf::new(key);
+        let mut model = [None; 64];
+        let mut random = crate::testing::Random::new(3);
+        for _ in 0..5000 {
+            let slot = random.below(64) as u32;
+            let word = Word::fill(random.below(1 << 40)).unwrap();
+            if random.below(2) == 0 {
+                assert_eq!(leaf.set(slot, word), model[slot as usize].replace(word));
+            } else {
+                assert_eq!(leaf.take(slot), model[slot as usize].take());
+            }
+            let probe = random.below(64) as u32;
+            assert_eq!(leaf.get(probe), model[probe as usize]);
+        }
+        let listed: Vec<_> = leaf.iter_mut().map(|(slot, word)| (slot, Some(*word))).collect();
+        let expected: Vec<_> =
+            (0..64).filter(|s| model[*s as usize].is_some()).map(|s| (s, model[s as usize])).collect();
+        assert_eq!(listed, expected);
+    }
+}

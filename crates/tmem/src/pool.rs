@@ -1,0 +1,260 @@
+//! Pools: a client's name space, with its kind and its options.
+//!
+//! A pool is a slot in a table whose state is one atomic word, so that every put and get can look at it without a lock.
+
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use crate::alloc::Class;
+use crate::error::{Error, ErrorKind};
+
+/// The name of a pool. Names are not used again soon: that of a destroyed pool finds nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct PoolId(u32);
+
+const SLOT_BITS: u32 = 12;
+
+impl PoolId {
+    pub(crate) fn new(slot: u32, generation: u32) -> Self {
+        Self(generation << SLOT_BITS | slot)
+    }
+
+    pub(crate) fn to_bits(self) -> u32 {
+        self.0
+    }
+
+    fn slot(self) -> usize {
+        (self.0 & ((1 << SLOT_BITS) - 1)) as usize
+    }
+
+    fn generation(self) -> u32 {
+        self.0 >> SLOT_BITS
+    }
+}
+
+/// Whether the pages of a pool may vanish.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum PoolKind {
+    /// Pages may be dropped at any time: a cache.
+    Ephemeral,
+    /// A page that was accepted stays until it is flushed.
+    Persistent,
+}
+
+/// How a pool behaves.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct PoolOptions {
+    /// A get takes the page out of the store.
+    pub exclusive_gets: bool,
+    /// Puts only flush.
+    pub frozen: bool,
+    /// The most payload bytes that the pool may hold; `None` for no limit but the budget.
+    pub cap_bytes: Option<u64>,
+}
+
+impl PoolOptions {
+    /// Sets [`exclusive_gets`](Self::exclusive_gets).
+    #[must_use]
+    pub fn exclusive_gets(mut self, exclusive: bool) -> Self {
+        self.exclusive_gets = exclusive;
+        self
+    }
+
+    /// Sets [`frozen`](Self::frozen).
+    #[must_use]
+    pub fn frozen(mut self, frozen: bool) -> Self {
+        self.frozen = frozen;
+        self
+    }
+
+    /// Sets [`cap_bytes`](Self::cap_bytes).
+    #[must_use]
+    pub fn cap_bytes(mut self, cap: Option<u64>) -> Self {
+        self.cap_bytes = cap;
+        self
+    }
+}
+
+const LIVE: u32 = 1;
+const EPHEMERAL: u32 = 2;
+const EXCLUSIVE: u32 = 4;
+const FROZEN: u32 = 8;
+const FLAG_BITS: u32 = 4;
+const GENERATION_MASK: u32 = (1 << (32 - SLOT_BITS)) - 1;
+
+const CHUNK: usize = 64;
+const CHUNKS: usize = (1 << SLOT_BITS) / CHUNK;
+
+/// The state of a pool at one moment.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct PoolState(u32);
+
+impl PoolState {
+    pub(crate) fn class(self) -> Class {
+        if self.0 & EPHEMERAL != 0 { Class::Ephemeral } else { Class::Persistent }
+    }
+
+    pub(crate) fn kind(self) -> PoolKind {
+        match self.class() {
+            Class::Ephemeral => PoolKind::Ephemeral,
+            Class::Persistent => PoolKind::Persistent,
+        }
+    }
+
+    pub(crate) fn exclusive_gets(self) -> bool {
+        self.0 & EXCLUSIVE != 0
+    }
+
+    pub(crate) fn frozen(self) -> bool {
+        self.0 & FROZEN != 0
+    }
+}
+
+/// One slot: generation and flags in `state`.
+#[derive(Debug)]
+#[repr(align(64))]
+pub(crate) struct PoolSlot {
+    state: AtomicU32,
+    /// `u64::MAX` for none.
+    pub(crate) cap: AtomicU64,
+    /// Pages of the pool.
+    pub(crate) pages: AtomicU64,
+    /// Their payload bytes, as far as the pool put them itself: shared pages count for nobody.
+    pub(crate) bytes: AtomicU64,
+}
+
+/// All pools.
+#[derive(Debug)]
+pub(crate) struct Pools {
+    chunks: [OnceLock<Box<[PoolSlot; CHUNK]>>; CHUNKS],
+}
+
+impl Pools {
+    pub(crate) const CHUNK_BYTES: usize = CHUNK * size_of::<PoolSlot>();
+
+    pub(crate) fn new() -> Self {
+        Self { chunks: [const { OnceLock::new() }; CHUNKS] }
+    }
+
+    /// The slot of a pool, also when the pool has ended and is being emptied.
+    pub(crate) fn slot(&self, id: PoolId) -> Option<&PoolSlot> {
+        let chunk = self.chunks[id.slot() / CHUNK].get()?;
+        Some(&chunk[id.slot() % CHUNK])
+    }
+
+    /// The pool, if it lives.
+    pub(crate) fn find(&self, id: PoolId) -> Option<(PoolState, &PoolSlot)> {
+        let slot = self.slot(id)?;
+        // Acquire pairs with the Release in `create`: whoever sees the pool live sees its cap and its counters reset.
+        let state = slot.state.load(Ordering::Acquire);
+        let live = state & LIVE != 0 && state >> FLAG_BITS == id.generation();
+        live.then_some((PoolState(state), slot))
+    }
+
+    /// Takes a slot for a new pool; says also whether a chunk of slots had to be made.
+    pub(crate) fn create(&self, kind: PoolKind, options: &PoolOptions) -> Result<(PoolId, bool), Error> {
+        let mut flags = LIVE;
+        for (flag, on) in
+            [(EPHEMERAL, kind == PoolKind::Ephemeral), (EXCLUSIVE, options.exclusive_gets), (FROZEN, options.frozen)]
+        {
+            flags |= if on { flag } else { 0 };
+        }
+        let cap = options.cap_bytes.unwrap_or(u64::MAX);
+        for (number, chunk) in self.chunks.iter().enumerate() {
+            let mut made = false;
+            let slots = chunk.get_or_init(|| {
+                made = true;
+                Box::new(std::array::from_fn(|_| PoolSlot::new()))
+            });
+            for (at, slot) in slots.iter().enumerate() {
+                if let Some(generation) = slot.claim(flags, cap) {
+                    let id = PoolId::new((number * CHUNK + at) as u32, generation);
+                    return Ok((id, made));
+                }
+            }
+        }
+        let max = 1 << SLOT_BITS;
+        Err(ErrorKind::TooManyPools { max }.into())
+    }
+
+    /// Ends a pool: from now on nobody finds it. `false` if it was not there.
+    pub(crate) fn end(&self, id: PoolId) -> bool {
+        self.change(id, |state| state & !LIVE)
+    }
+
+    pub(crate) fn set_frozen(&self, id: PoolId, frozen: bool) -> bool {
+        self.change(id, |state| if frozen { state | FROZEN } else { state & !FROZEN })
+    }
+
+    fn change(&self, id: PoolId, to: impl Fn(u32) -> u32) -> bool {
+        let Some(slot) = self.slot(id) else {
+            return false;
+        };
+        let changed = slot.state.fetch_update(Ordering::AcqRel, Ordering::Acquire, |state| {
+            let live = state & LIVE != 0 && state >> FLAG_BITS == id.generation();
+            live.then(|| to(state))
+        });
+        changed.is_ok()
+    }
+
+    /// The pools that live.
+    pub(crate) fn count(&self) -> u64 {
+        let slots = self.chunks.iter().filter_map(|chunk| chunk.get()).flat_map(|chunk| chunk.iter());
+        slots.filter(|slot| slot.state.load(Ordering::Relaxed) & LIVE != 0).count() as u64
+    }
+}
+
+/// Held by the slot's state while its maker resets it, and by a pool that is being emptied.
+const CLAIMED: u32 = u32::MAX << FLAG_BITS;
+
+impl PoolSlot {
+    fn new() -> Self {
+        Self {
+            state: AtomicU32::new(0),
+            cap: AtomicU64::new(u64::MAX),
+            pages: AtomicU64::new(0),
+            bytes: AtomicU64::new(0),
+        }
+    }
+
+    /// Makes a pool of a slot that has none and answers its generation.
+    fn claim(&self, flags: u32, cap: u64) -> Option<u32> {
+        let state = self.state.load(Ordering::Relaxed);
+        // A pool that is being emptied still has pages; its slot comes free with the last of them.
+        if state & LIVE != 0 || state == CLAIMED || self.pages.load(Ordering::Relaxed) > 0 {
+            return None;
+        }
+        self.state.compare_exchange(state, CLAIMED, Ordering::AcqRel, Ordering::Relaxed).ok()?;
+        // One value less than fits, so that no generation looks like `CLAIMED`.
+        let generation = ((state >> FLAG_BITS) + 1) % GENERATION_MASK;
+        self.cap.store(cap, Ordering::Relaxed);
+        self.bytes.store(0, Ordering::Relaxed);
+        // Release pairs with the Acquire in `find`.
+        self.state.store(generation << FLAG_BITS | flags, Ordering::Release);
+        Some(generation)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_name_of_a_destroyed_pool_finds_nothing() {
+        let pools = Pools::new();
+        let options = PoolOptions::default().exclusive_gets(true);
+        let (first, made) = pools.create(PoolKind::Ephemeral, &options).unwrap();
+        assert!(made);
+        let (state, _) = pools.find(first).unwrap();
+        assert!(state.exclusive_gets() && !state.frozen());
+        assert_eq!(state.kind(), PoolKind::Ephemeral);
+        assert!(pools.set_frozen(first, true));
+        assert!(pools.find(first).unwrap().0.frozen());
+        assert!(pools.end(first));
+        assert!(!pools.end(first) && pools.find(first).is_none());
+        let (second, _) = pools.create(PoolKind::Persistent, &PoolOptions::default()).unwrap();
+        assert_ne!(first, second);
+        assert!(pools.find(first).is_none() && pools.find(second).is_some());
+    }
+}

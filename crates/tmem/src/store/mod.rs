@@ -1,0 +1,514 @@
+//! The store: the contract of transcendent memory over codecs, allocator and index.
+
+mod clone;
+mod ranges;
+mod reclaim;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use crate::alloc::{Allocator, HEADER_BYTES, Handle, Log, NewZpage, NoRoom};
+use crate::budget::{Budget, Purpose};
+use crate::codec::{CodecKind, Contexts, Encoding};
+use crate::error::{Error, ErrorKind};
+use crate::frames::Frames;
+use crate::index::{Directory, LeafKey, Place, Shard, Shards, Slot, Word};
+use crate::key::Key;
+use crate::page::{PAGE_SIZE, Page, fill, payload_check, same_filled};
+use crate::pool::{PoolId, PoolKind, PoolOptions, PoolSlot, PoolState, Pools};
+use crate::shared::SharedTable;
+use crate::stats::{PoolStats, Put, Stats};
+use crate::sync::{read, write};
+
+/// How a store is set up.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Config {
+    /// Bytes that everything together may take.
+    pub budget_bytes: u64,
+    /// What packs new pages.
+    pub codec: CodecKind,
+    /// Pages that can be packed, and pages that can be expanded, at the same time. More threads than that wait for each
+    /// other. Each takes about 200 KiB with zstd once it is used.
+    pub threads: usize,
+    /// Parts of the index with a lock each; rounded up to a power of two.
+    pub shards: usize,
+}
+
+impl Config {
+    /// A store of `budget_bytes` with the codec that measured best and contexts for up to eight processors.
+    #[must_use]
+    pub fn new(budget_bytes: u64) -> Self {
+        let processors = std::thread::available_parallelism().map_or(1, usize::from);
+        Self { budget_bytes, codec: CodecKind::default(), threads: processors.min(8), shards: 64 }
+    }
+
+    /// Sets [`codec`](Self::codec).
+    #[must_use]
+    pub fn codec(mut self, codec: CodecKind) -> Self {
+        self.codec = codec;
+        self
+    }
+
+    /// Sets [`threads`](Self::threads).
+    #[must_use]
+    pub fn threads(mut self, threads: usize) -> Self {
+        self.threads = threads;
+        self
+    }
+
+    /// Sets [`shards`](Self::shards).
+    #[must_use]
+    pub fn shards(mut self, shards: usize) -> Self {
+        self.shards = shards;
+        self
+    }
+}
+
+/// The smallest budget: contexts, tables, and a few frames to move pages through.
+const BUDGET_BYTES_MIN: u64 = 1 << 20;
+
+/// Address space per budget byte: segments that hold a few survivors take addresses, not memory, and the budget can be
+/// raised later.
+const RESERVE_FACTOR: u64 = 16;
+const RESERVE_BYTES_MIN: usize = 64 << 30;
+
+/// How often a put makes room before it gives up.
+const PUT_ATTEMPTS_MAX: u32 = 4;
+
+#[derive(Debug, Default)]
+struct Events {
+    refusals: AtomicU64,
+    evictions: AtomicU64,
+    moves: AtomicU64,
+    moved_bytes: AtomicU64,
+    corrupt: AtomicU64,
+}
+
+/// A store of pages with a hard byte budget. See the [crate](crate) for what it promises.
+pub struct Store {
+    budget: Arc<Budget>,
+    contexts: Contexts,
+    log: Log,
+    shards: Shards,
+    directory: Directory,
+    shared: SharedTable,
+    pools: Pools,
+    events: Events,
+    /// The live bytes in a frame, in sixteenths of it, up to which compaction takes it at present.
+    clean_level: AtomicU64,
+}
+
+impl std::fmt::Debug for Store {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Store").field("stats", &self.stats()).finish_non_exhaustive()
+    }
+}
+
+/// A page on its way into the store.
+#[derive(Clone, Copy)]
+struct Parcel<'a> {
+    encoding: Encoding,
+    payload: &'a [u8],
+    check: u32,
+}
+
+/// Why a put found no place.
+enum Refusal {
+    NoRoom,
+    Other(Error),
+}
+
+impl Store {
+    /// An empty store.
+    ///
+    /// # Errors
+    /// When the budget is smaller than the store's own tables, or the system gives no address space.
+    pub fn new(config: Config) -> Result<Self, Error> {
+        let (budget_bytes, min) = (config.budget_bytes, BUDGET_BYTES_MIN);
+        if budget_bytes < min {
+            let budget = budget_bytes;
+            return Err(ErrorKind::BudgetTooSmall { budget, min }.into());
+        }
+        let budget = Arc::new(Budget::new(budget_bytes));
+        let wanted = usize::try_from(budget_bytes.saturating_mul(RESERVE_FACTOR)).unwrap_or(usize::MAX >> 17);
+        let wanted = wanted.clamp(RESERVE_BYTES_MIN, 16 << 40);
+        let frames = Frames::reserve(wanted, 64 << 20)?;
+        let shards = Shards::new(config.shards.clamp(1, 1 << 16).next_power_of_two());
+        budget.charge((size_of::<Self>() + shards.fixed_bytes()) as u64);
+        Ok(Self {
+            contexts: Contexts::new(config.codec, config.threads),
+            log: Log::new(frames, budget.clone()),
+            budget,
+            shards,
+            directory: Directory::new(),
+            shared: SharedTable::new(),
+            pools: Pools::new(),
+            events: Events::default(),
+            clean_level: AtomicU64::new(reclaim::LEVEL_MIN),
+        })
+    }
+
+    /// A new pool.
+    ///
+    /// # Errors
+    /// When there are as many pools as the store can name.
+    pub fn create_pool(&self, kind: PoolKind, options: PoolOptions) -> Result<PoolId, Error> {
+        let (pool, made) = self.pools.create(kind, &options)?;
+        if made {
+            self.budget.charge(Pools::CHUNK_BYTES as u64);
+        }
+        Ok(pool)
+    }
+
+    /// Freezes a pool, so that puts only flush, or thaws it. `false` if there is no such pool.
+    pub fn set_frozen(&self, pool: PoolId, frozen: bool) -> bool {
+        self.pools.set_frozen(pool, frozen)
+    }
+
+    /// Copies a page in. Whatever the key held before is gone afterwards, also when the put is refused.
+    ///
+    /// # Errors
+    /// [`is_no_room`](Error::is_no_room) when the page does not fit even after ephemeral pages were dropped and holes
+    /// were closed; [`is_frozen`](Error::is_frozen), [`is_no_pool`](Error::is_no_pool).
+    pub fn put(&self, key: Key, page: &Page) -> Result<Put, Error> {
+        let (state, slot) = self.pools.find(key.pool).ok_or(ErrorKind::NoPool)?;
+        if state.frozen() {
+            self.flush_page(key);
+            return Err(ErrorKind::Frozen.into());
+        }
+        if let Some(pattern) = same_filled(page) {
+            let word = Word::fill(pattern);
+            let payload = &pattern.to_ne_bytes();
+            return self.put_parcel(key, slot, word, &Parcel::new(Encoding::Fill, payload));
+        }
+        self.contexts.packer(&self.budget, |packer| {
+            let (encoding, payload) = packer.compress(page);
+            self.put_parcel(key, slot, None, &Parcel::new(encoding, payload))
+        })?
+    }
+
+    fn put_parcel(&self, key: Key, pool: &PoolSlot, word: Option<Word>, parcel: &Parcel<'_>) -> Result<Put, Error> {
+        let cap = pool.cap.load(Relaxed);
+        if cap != u64::MAX && pool.bytes.load(Relaxed) + parcel.payload.len() as u64 > cap {
+            self.refuse(key);
+            return Err(ErrorKind::PoolFull { cap }.into());
+        }
+        for _ in 0..PUT_ATTEMPTS_MAX {
+            match self.try_put(key, word, parcel) {
+                Ok(put) => return Ok(put),
+                Err(Refusal::Other(error)) => return Err(error),
+                Err(Refusal::NoRoom) => {}
+            }
+            if !self.make_room(parcel.payload.len() + HEADER_BYTES) {
+                break;
+            }
+        }
+        self.refuse(key);
+        let (budget, used) = (self.budget.limit(), self.budget.used());
+        Err(ErrorKind::NoRoom { budget, used }.into())
+    }
+
+    fn refuse(&self, key: Key) {
+        self.flush_page(key);
+        self.events.refusals.fetch_add(1, Relaxed);
+    }
+
+    fn try_put(&self, key: Key, word: Option<Word>, parcel: &Parcel<'_>) -> Result<Put, Refusal> {
+        let (leaf_key, slot) = LeafKey::of(key);
+        let hash = self.shards.hasher.hash(&leaf_key);
+        let number = self.shards.number(hash);
+        let mut shard = write(self.shards.get(number));
+        // Asked under the lock: a pool that is destroyed empties this shard after it has ended.
+        let Some((state, pool)) = self.pools.find(key.pool) else {
+            return Err(Refusal::Other(ErrorKind::NoPool.into()));
+        };
+        let leaf = self.leaf(&mut shard, hash, leaf_key, Purpose::Admit)?;
+        let placed = match word {
+            Some(word) => Ok(word),
+            None => {
+                let owner = Slot::Entry { shard: number, leaf, slot }.into();
+                let (encoding, check, payload) = (parcel.encoding, parcel.check, parcel.payload);
+                let zpage = NewZpage { encoding, check, owner, payload };
+                self.log.store(state.class(), &zpage, Purpose::Admit).map(Word::ram)
+            }
+        };
+        let word = match placed {
+            Ok(word) => word,
+            Err(NoRoom) => {
+                self.drop_leaf_if_empty(&mut shard, hash, leaf);
+                return Err(Refusal::NoRoom);
+            }
+        };
+        let replaced = self.set_word(&mut shard, leaf, slot, word, pool);
+        shard.counters.puts += 1;
+        let stored_bytes = if parcel.encoding == Encoding::Fill { 0 } else { parcel.payload.len() as u32 };
+        Ok(Put { stored_bytes, replaced })
+    }
+
+    /// The leaf of a key, made if need be.
+    fn leaf(&self, shard: &mut Shard, hash: u64, key: LeafKey, purpose: Purpose) -> Result<u32, Refusal> {
+        /// A leaf with its first words, its place in slab, table and directory.
+        const LEAF_BYTES: u64 = 160;
+        if let Some(leaf) = shard.find(hash, &key) {
+            return Ok(leaf);
+        }
+        if purpose == Purpose::Admit && !self.budget.has_room(LEAF_BYTES, purpose) {
+            return Err(Refusal::NoRoom);
+        }
+        let before = shard.heap_bytes();
+        let leaf = shard.insert(hash, key, &self.shards.hasher);
+        self.recharge_shard(shard, before);
+        self.directory.add(&self.shards.hasher, &key, &self.budget);
+        Ok(leaf)
+    }
+
+    fn recharge_shard(&self, shard: &Shard, before: usize) {
+        self.budget.recharge(before as u64, shard.heap_bytes() as u64);
+    }
+
+    /// Sets a word that was not in the index before, frees what it replaces, and says whether it replaced something.
+    fn set_word(&self, shard: &mut Shard, leaf: u32, slot: u32, word: Word, pool: &PoolSlot) -> bool {
+        let before = shard.heap_bytes();
+        let old = shard.set(leaf, slot, word);
+        self.recharge_shard(shard, before);
+        self.count_in(shard, word, pool);
+        match old {
+            Some(old) => {
+                self.release_word(shard, old, pool);
+                shard.counters.replaced += 1;
+                true
+            }
+            None => false,
+        }
+    }
+
+    fn count_in(&self, shard: &mut Shard, word: Word, pool: &PoolSlot) {
+        shard.counters.pages += 1;
+        pool.pages.fetch_add(1, Relaxed);
+        match word.place() {
+            Place::Fill(_) => shard.counters.same_filled += 1,
+            Place::Ram(handle) => {
+                let bytes = self.log.payload_bytes(handle);
+                pool.bytes.fetch_add(bytes.into(), Relaxed);
+            }
+            Place::Shared(_) => {}
+        }
+    }
+
+    fn count_out(&self, shard: &mut Shard, word: Word, pool: &PoolSlot) {
+        shard.counters.pages -= 1;
+        pool.pages.fetch_sub(1, Relaxed);
+        match word.place() {
+            Place::Fill(_) => shard.counters.same_filled -= 1,
+            Place::Ram(handle) => {
+                let bytes = self.log.payload_bytes(handle);
+                pool.bytes.fetch_sub(bytes.into(), Relaxed);
+            }
+            Place::Shared(_) => {}
+        }
+    }
+
+    /// Takes a word that has just left its leaf out of the account and frees what it named.
+    fn release_word(&self, shard: &mut Shard, word: Word, pool: &PoolSlot) {
+        self.count_out(shard, word, pool);
+        self.free_place(word);
+    }
+
+    fn free_place(&self, word: Word) {
+        match word.place() {
+            Place::Fill(_) => {}
+            Place::Ram(handle) => {
+                self.log.free(handle);
+            }
+            Place::Shared(row) => {
+                if let Some(handle) = self.shared.remove_word(row, &self.budget) {
+                    self.log.free(handle);
+                }
+            }
+        }
+    }
+
+    /// Takes the word of a slot out and forgets the page. The pool may have ended already.
+    fn forget(&self, shard: &mut Shard, leaf: u32, slot: u32, pool: &PoolSlot) -> bool {
+        match shard.leaf_mut(leaf).and_then(|leaf| leaf.take(slot)) {
+            Some(word) => {
+                self.release_word(shard, word, pool);
+                true
+            }
+            None => false,
+        }
+    }
+
+    fn drop_leaf_if_empty(&self, shard: &mut Shard, hash: u64, number: u32) {
+        let Some(leaf) = shard.leaf(number) else {
+            return;
+        };
+        if leaf.present() != 0 {
+            return;
+        }
+        let (key, before) = (leaf.key(), shard.heap_bytes());
+        shard.remove(hash, number);
+        self.recharge_shard(shard, before);
+        self.directory.remove(&self.shards.hasher, &key, &self.budget);
+    }
+
+    /// Copies a page out; `false` if it is not there. In a pool of exclusive gets it is gone from the store afterwards.
+    ///
+    /// # Errors
+    /// [`is_corrupt`](Error::is_corrupt) when the stored page is damaged; it stays where it is.
+    pub fn get(&self, key: Key, out: &mut Page) -> Result<bool, Error> {
+        let Some((state, slot)) = self.pools.find(key.pool) else {
+            return Ok(false);
+        };
+        if state.exclusive_gets() {
+            return self.get_and_forget(key, slot, out);
+        }
+        let (leaf_key, slot) = LeafKey::of(key);
+        let hash = self.shards.hasher.hash(&leaf_key);
+        let shard = read(self.shards.get(self.shards.number(hash)));
+        shard.counters.gets.fetch_add(1, Relaxed);
+        let leaf = shard.find(hash, &leaf_key).and_then(|leaf| shard.leaf(leaf));
+        let Some(word) = leaf.and_then(|leaf| leaf.get(slot)) else {
+            return Ok(false);
+        };
+        self.expand_word(word, state.kind() == PoolKind::Ephemeral, out)?;
+        shard.counters.hits.fetch_add(1, Relaxed);
+        Ok(true)
+    }
+
+    fn get_and_forget(&self, key: Key, pool: &PoolSlot, out: &mut Page) -> Result<bool, Error> {
+        let (leaf_key, slot) = LeafKey::of(key);
+        let hash = self.shards.hasher.hash(&leaf_key);
+        let mut shard = write(self.shards.get(self.shards.number(hash)));
+        shard.counters.gets.fetch_add(1, Relaxed);
+        let Some(leaf) = shard.find(hash, &leaf_key) else {
+            return Ok(false);
+        };
+        let Some(word) = shard.leaf(leaf).and_then(|leaf| leaf.get(slot)) else {
+            return Ok(false);
+        };
+        self.expand_word(word, false, out)?;
+        self.forget(&mut shard, leaf, slot, pool);
+        self.drop_leaf_if_empty(&mut shard, hash, leaf);
+        shard.counters.hits.fetch_add(1, Relaxed);
+        Ok(true)
+    }
+
+    /// Expands what a word names. The caller holds the lock of the word.
+    fn expand_word(&self, word: Word, used: bool, out: &mut Page) -> Result<(), Error> {
+        match word.place() {
+            Place::Fill(pattern) => fill(pattern, out),
+            Place::Ram(handle) => return self.expand(handle, used, out),
+            Place::Shared(row) => {
+                let rows = read(self.shared.part(row));
+                return self.expand(rows.handle(row), used, out);
+            }
+        }
+        Ok(())
+    }
+
+    fn expand(&self, handle: Handle, used: bool, out: &mut Page) -> Result<(), Error> {
+        let answer = self.log.read(handle, used, |zpage| {
+            if payload_check(zpage.payload) != zpage.check {
+                let what = "its checksum is wrong";
+                return Err(ErrorKind::Corrupt { what }.into());
+            }
+            let what = "its header is wrong";
+            let encoding = zpage.encoding.ok_or(ErrorKind::Corrupt { what })?;
+            self.contexts.expand(&self.budget, encoding, zpage.payload, out)
+        });
+        if answer.is_err() {
+            self.events.corrupt.fetch_add(1, Relaxed);
+        }
+        answer
+    }
+
+    /// Whether the store holds a page for the key. In an ephemeral pool the answer may be out of date at once.
+    pub fn contains(&self, key: Key) -> bool {
+        let (leaf_key, slot) = LeafKey::of(key);
+        let hash = self.shards.hasher.hash(&leaf_key);
+        let shard = read(self.shards.get(self.shards.number(hash)));
+        let leaf = shard.find(hash, &leaf_key).and_then(|leaf| shard.leaf(leaf));
+        self.pools.find(key.pool).is_some() && leaf.is_some_and(|leaf| leaf.get(slot).is_some())
+    }
+
+    /// Whether the stored page equals this one, byte for byte. Never takes the page out; a damaged page equals nothing.
+    pub fn matches(&self, key: Key, page: &Page) -> bool {
+        let (leaf_key, slot) = LeafKey::of(key);
+        let hash = self.shards.hasher.hash(&leaf_key);
+        let shard = read(self.shards.get(self.shards.number(hash)));
+        let leaf = shard.find(hash, &leaf_key).and_then(|leaf| shard.leaf(leaf));
+        if self.pools.find(key.pool).is_none() {
+            return false;
+        }
+        let Some(word) = leaf.and_then(|leaf| leaf.get(slot)) else {
+            return false;
+        };
+        if let Place::Fill(pattern) = word.place() {
+            return same_filled(page) == Some(pattern);
+        }
+        let mut stored = [0; PAGE_SIZE];
+        self.expand_word(word, false, &mut stored).is_ok() && stored == *page
+    }
+
+    /// The class and the counters of a pool.
+    fn pool(&self, pool: PoolId) -> Option<(PoolState, &PoolSlot)> {
+        self.pools.find(pool)
+    }
+
+    /// Changes the budget. Lowering it makes room as far as that is possible at once; what is stored in persistent pools
+    /// stays, and puts are refused until the store is below its budget.
+    pub fn set_budget(&self, bytes: u64) {
+        self.budget.set_limit(bytes.max(BUDGET_BYTES_MIN));
+        while self.budget.used() > self.budget.limit() {
+            if !self.make_room(0) {
+                break;
+            }
+        }
+    }
+
+    /// Figures of one pool.
+    pub fn pool_stats(&self, pool: PoolId) -> Option<PoolStats> {
+        let (_, slot) = self.pool(pool)?;
+        Some(PoolStats { pages: slot.pages.load(Relaxed), compressed_bytes: slot.bytes.load(Relaxed) })
+    }
+
+    /// Figures of the store. Shard by shard: with puts going on, they are of slightly different moments.
+    pub fn stats(&self) -> Stats {
+        let usage = self.log.usage();
+        let mut stats = Stats {
+            zpages: usage.zpages,
+            compressed_bytes: usage.payload_bytes,
+            zpage_bytes: usage.live_bytes,
+            frame_bytes: usage.frame_bytes,
+            memory_bytes: self.budget.used(),
+            budget_bytes: self.budget.limit(),
+            pools: self.pools.count(),
+            refusals: self.events.refusals.load(Relaxed),
+            evictions: self.events.evictions.load(Relaxed),
+            moves: self.events.moves.load(Relaxed),
+            moved_bytes: self.events.moved_bytes.load(Relaxed),
+            corrupt: self.events.corrupt.load(Relaxed),
+            ..Stats::default()
+        };
+        for number in self.shards.numbers() {
+            let shard = read(self.shards.get(number));
+            stats.pages += shard.counters.pages;
+            stats.same_filled += shard.counters.same_filled;
+            stats.puts += shard.counters.puts;
+            stats.replaced += shard.counters.replaced;
+            stats.flushed += shard.counters.flushed;
+            stats.gets += shard.counters.gets.load(Relaxed);
+            stats.hits += shard.counters.hits.load(Relaxed);
+        }
+        stats.original_bytes = stats.pages * PAGE_SIZE as u64;
+        stats
+    }
+}
+
+impl<'a> Parcel<'a> {
+    fn new(encoding: Encoding, payload: &'a [u8]) -> Self {
+        Self { encoding, payload, check: payload_check(payload) }
+    }
+}

@@ -1,0 +1,96 @@
+//! Random numbers from a seed, and pages that look like those of real programs. For tests and benchmarks.
+
+use crate::page::{PAGE_SIZE, Page};
+
+/// A SplitMix64 sequence.
+#[derive(Clone, Debug)]
+pub struct Random(u64);
+
+impl Random {
+    /// The sequence of a seed.
+    #[must_use]
+    pub fn new(seed: u64) -> Self {
+        Self(seed)
+    }
+
+    /// The next number.
+    pub fn number(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    /// A number below `bound`.
+    pub fn below(&mut self, bound: u64) -> u64 {
+        ((u128::from(self.number()) * u128::from(bound)) >> 64) as u64
+    }
+}
+
+/// `count` pages of mixed kinds: heap objects, text, pointers, counters, noise, and same-filled ones.
+pub fn sample_pages(count: usize, seed: u64) -> impl Iterator<Item = Page> {
+    let mut random = Random::new(seed);
+    (0..count).map(move |_| sample_page(&mut random))
+}
+
+/// One such page.
+pub fn sample_page(random: &mut Random) -> Page {
+    let mut page = [0; PAGE_SIZE];
+    match random.below(16) {
+        0 => page.fill(random.below(3) as u8),
+        1 => page.chunks_exact_mut(8).for_each(|word| word.copy_from_slice(&random.number().to_le_bytes())),
+        2..=5 => text(random, &mut page),
+        6..=8 => pointers(random, &mut page),
+        _ => objects(random, &mut page),
+    }
+    page
+}
+
+const WORDS: [&str; 24] = [
+    "name", "value", "id", "user", "true", "false", "null", "address", "street", "count", "time", "list", "index",
+    "page", "frame", "store", "the", "of", "and", "key", "data", "type", "size", "next",
+];
+
+fn text(random: &mut Random, page: &mut Page) {
+    let mut at = 0;
+    while at < PAGE_SIZE {
+        let word = WORDS[random.below(24) as usize];
+        let piece = match random.below(4) {
+            0 => format!("\"{word}\": {}, ", random.below(100_000)),
+            _ => format!("{word} "),
+        };
+        let len = piece.len().min(PAGE_SIZE - at);
+        page[at..at + len].copy_from_slice(&piece.as_bytes()[..len]);
+        at += len;
+    }
+}
+
+fn pointers(random: &mut Random, page: &mut Page) {
+    let base = 0x7f00_0000_0000 | random.below(1 << 20) << 20;
+    for word in page.chunks_exact_mut(8) {
+        let value = match random.below(4) {
+            0 => 0,
+            _ => base + random.below(1 << 17) * 16,
+        };
+        word.copy_from_slice(&value.to_le_bytes());
+    }
+}
+
+/// Objects of 64 bytes: a type, a reference count, a length, a hash, some bytes of text.
+fn objects(random: &mut Random, page: &mut Page) {
+    let kinds: [u64; 3] = std::array::from_fn(|_| 0x55d0_0000_0000 + random.below(1 << 16) * 64);
+    for object in page.chunks_exact_mut(64) {
+        let header = [
+            1 + random.below(2),
+            kinds[random.below(3) as usize],
+            random.below(16),
+            random.number() >> (8 * random.below(8)),
+        ];
+        for (word, value) in object.chunks_exact_mut(8).zip(header) {
+            word.copy_from_slice(&value.to_le_bytes());
+        }
+        let word = WORDS[random.below(24) as usize].as_bytes();
+        object[40..40 + word.len()].copy_from_slice(word);
+    }
+}

@@ -1,0 +1,318 @@
+//! The whole contract against a naive model: one thread, random operations from a seed that is printed.
+#![cfg(not(loom))]
+
+use std::collections::HashMap;
+
+use tmem::testing::{Random, sample_page};
+use tmem::{CodecKind, Config, Key, ObjectId, PAGE_SIZE, Page, PoolId, PoolKind, PoolOptions, Store};
+
+/// What the model knows of a pool.
+struct Pool {
+    kind: PoolKind,
+    exclusive: bool,
+    frozen: bool,
+    pages: HashMap<(ObjectId, u32), Page>,
+}
+
+struct World {
+    random: Random,
+    store: Store,
+    pools: Vec<(PoolId, Pool)>,
+    dead: Vec<PoolId>,
+    refused: u64,
+    budget: u64,
+}
+
+const BUDGET: u64 = 2 << 20;
+const INDEXES: u64 = 300;
+
+impl World {
+    fn new(seed: u64, codec: CodecKind) -> Self {
+        println!("seed {seed:#x}, {codec:?}");
+        let config = Config::new(BUDGET).codec(codec).threads(1);
+        let mut world = Self {
+            random: Random::new(seed),
+            store: Store::new(config).unwrap(),
+            pools: Vec::new(),
+            dead: Vec::new(),
+            refused: 0,
+            budget: BUDGET,
+        };
+        world.create();
+        world
+    }
+
+    fn create(&mut self) {
+        let kind = [PoolKind::Ephemeral, PoolKind::Persistent][self.random.below(2) as usize];
+        let exclusive = self.random.below(4) == 0;
+        let options = PoolOptions::default().exclusive_gets(exclusive);
+        let id = self.store.create_pool(kind, options).unwrap();
+        let pages = HashMap::new();
+        self.pools.push((id, Pool { kind, exclusive, frozen: false, pages }));
+    }
+
+    fn pick(&mut self) -> usize {
+        self.random.below(self.pools.len() as u64) as usize
+    }
+
+    fn object(&mut self) -> ObjectId {
+        ObjectId([self.random.below(3), 0, self.random.below(2)])
+    }
+
+    /// Mostly near zero, sometimes at the far end.
+    fn index(&mut self) -> u32 {
+        let index = self.random.below(INDEXES) as u32;
+        if self.random.below(10) == 0 { u32::MAX - index } else { index }
+    }
+
+    fn step(&mut self) {
+        match self.random.below(1000) {
+            0..=649 => self.put(),
+            650..=899 => self.get(),
+            900..=939 => self.flush_page(),
+            940..=949 => self.flush_range(),
+            950..=951 => self.flush_object(),
+            952..=959 => self.rekey(),
+            960..=974 => drop(self.store.maintain()),
+            975..=977 if self.pools.len() < 5 => self.create(),
+            978 if self.pools.len() < 7 => self.clone_pool(),
+            979 if self.pools.len() > 3 => self.destroy(),
+            980 => self.freeze(),
+            981 => self.resize(),
+            _ => self.dead_pool(),
+        }
+    }
+
+    fn put(&mut self) {
+        let (at, object, index) = (self.pick(), self.object(), self.index());
+        let page = sample_page(&mut self.random);
+        let (id, pool) = &mut self.pools[at];
+        let key = Key { pool: *id, object, index };
+        match self.store.put(key, &page) {
+            Ok(put) => {
+                assert!(!pool.frozen);
+                if pool.kind == PoolKind::Persistent {
+                    assert_eq!(put.replaced, pool.pages.contains_key(&(object, index)));
+                }
+                pool.pages.insert((object, index), page);
+            }
+            Err(error) => {
+                assert!(error.is_frozen() == pool.frozen && (pool.frozen || error.is_no_room()), "{error}");
+                self.refused += u64::from(!pool.frozen);
+                pool.pages.remove(&(object, index));
+            }
+        }
+    }
+
+    fn get(&mut self) {
+        let (at, object, index) = (self.pick(), self.object(), self.index());
+        let (id, pool) = &mut self.pools[at];
+        let key = Key { pool: *id, object, index };
+        let mut out = [0x5a; PAGE_SIZE];
+        let expected = pool.pages.get(&(object, index));
+        let found = self.store.get(key, &mut out).unwrap();
+        match expected {
+            Some(page) if found => assert_eq!(out, *page),
+            Some(_) => assert_eq!(pool.kind, PoolKind::Ephemeral, "a persistent page is lost"),
+            None => assert!(!found, "a page that nobody put"),
+        }
+        if !found || pool.exclusive {
+            pool.pages.remove(&(object, index));
+            assert!(!self.store.contains(key));
+        } else {
+            assert!(self.store.matches(key, &out));
+            out[77] ^= 1;
+            assert!(!self.store.matches(key, &out));
+        }
+    }
+
+    fn flush_page(&mut self) {
+        let (at, object, index) = (self.pick(), self.object(), self.index());
+        let (id, pool) = &mut self.pools[at];
+        let was = pool.pages.remove(&(object, index)).is_some();
+        let flushed = self.store.flush_page(Key { pool: *id, object, index });
+        assert!(flushed == was || (was && pool.kind == PoolKind::Ephemeral));
+    }
+
+    fn flush_range(&mut self) {
+        let (at, object, start) = (self.pick(), self.object(), self.index());
+        let end = match self.random.below(8) {
+            0 if self.random.below(8) == 0 => u32::MAX,
+            _ => start.saturating_add(self.random.below(80) as u32),
+        };
+        self.expect_flushed(
+            at,
+            |key| key.0 == object && (start..end).contains(&key.1),
+            |store, id| store.flush_range(id, object, start..end),
+        );
+    }
+
+    fn flush_object(&mut self) {
+        let (at, object) = (self.pick(), self.object());
+        self.expect_flushed(at, |key| key.0 == object, |store, id| store.flush_object(id, object));
+    }
+
+    fn expect_flushed(
+        &mut self,
+        at: usize,
+        hit: impl Fn(&(ObjectId, u32)) -> bool,
+        flush: impl Fn(&Store, PoolId) -> u64,
+    ) {
+        let (id, pool) = &mut self.pools[at];
+        let before = pool.pages.len();
+        pool.pages.retain(|key, _| !hit(key));
+        let gone = (before - pool.pages.len()) as u64;
+        let flushed = flush(&self.store, *id);
+        assert!(flushed == gone || (flushed < gone && pool.kind == PoolKind::Ephemeral));
+    }
+
+    fn rekey(&mut self) {
+        let (at, from, to) = (self.pick(), self.object(), self.object());
+        let (start, to_start) = (self.index(), self.index());
+        let len = self.random.below(150) as u32;
+        let range = start..start.saturating_add(len);
+        let (id, pool) = &mut self.pools[at];
+        let moved = self.store.rekey_range(*id, from, range.clone(), to, to_start);
+        if from == to && start == to_start {
+            return;
+        }
+        let mut taken = Vec::new();
+        for index in range.clone() {
+            if let Some(page) = pool.pages.remove(&(from, index)) {
+                taken.push((index - start, page));
+            }
+        }
+        for offset in 0..range.len() as u32 {
+            if let Some(index) = to_start.checked_add(offset) {
+                pool.pages.remove(&(to, index));
+            }
+        }
+        assert!(moved == taken.len() as u64 || pool.kind == PoolKind::Ephemeral);
+        for (offset, page) in taken {
+            if let Some(index) = to_start.checked_add(offset) {
+                pool.pages.insert((to, index), page);
+            }
+        }
+    }
+
+    fn clone_pool(&mut self) {
+        let at = self.pick();
+        let (id, pool) = &self.pools[at];
+        match self.store.clone_pool(*id) {
+            Ok(clone) => {
+                let pages = match pool.kind {
+                    PoolKind::Ephemeral => HashMap::new(),
+                    PoolKind::Persistent => pool.pages.clone(),
+                };
+                let twin = Pool { pages, ..*pool };
+                self.pools.push((clone, twin));
+            }
+            Err(error) => assert!(error.is_no_room(), "{error}"),
+        }
+    }
+
+    fn destroy(&mut self) {
+        let at = self.pick();
+        let (id, pool) = self.pools.swap_remove(at);
+        let flushed = self.store.destroy_pool(id);
+        let expected = pool.pages.len() as u64;
+        assert!(flushed == expected || (flushed < expected && pool.kind == PoolKind::Ephemeral));
+        self.dead.push(id);
+    }
+
+    fn freeze(&mut self) {
+        let at = self.pick();
+        let (id, pool) = &mut self.pools[at];
+        pool.frozen = !pool.frozen;
+        assert!(self.store.set_frozen(*id, pool.frozen));
+    }
+
+    fn resize(&mut self) {
+        self.budget = BUDGET - self.random.below(BUDGET / 3);
+        self.store.set_budget(self.budget);
+    }
+
+    /// The names of pools that are gone find nothing.
+    fn dead_pool(&mut self) {
+        let (object, index) = (self.object(), self.index());
+        let Some(pool) = self.dead.last().copied() else {
+            return;
+        };
+        let key = Key { pool, object, index };
+        assert!(self.store.put(key, &[9; PAGE_SIZE]).unwrap_err().is_no_pool());
+        assert!(!self.store.get(key, &mut [0; PAGE_SIZE]).unwrap());
+        assert!(!self.store.contains(key) && !self.store.flush_page(key));
+        assert_eq!(self.store.destroy_pool(pool), 0);
+        assert!(self.store.clone_pool(pool).unwrap_err().is_no_pool());
+    }
+
+    fn assert_valid(&self) {
+        let stats = self.store.stats();
+        let mut persistent = 0;
+        let mut all = 0;
+        for (id, pool) in &self.pools {
+            let pages = self.store.pool_stats(*id).unwrap().pages;
+            all += pages;
+            if pool.kind == PoolKind::Persistent {
+                assert_eq!(pages, pool.pages.len() as u64);
+                persistent += pages;
+                for ((object, index), page) in &pool.pages {
+                    assert!(self.store.matches(Key { pool: *id, object: *object, index: *index }, page));
+                }
+            }
+        }
+        assert_eq!(stats.pages, all);
+        assert!(stats.pages >= persistent);
+        assert!(stats.zpages <= stats.pages);
+        assert!(stats.frame_bytes >= stats.zpage_bytes);
+        assert!(stats.memory_bytes >= stats.frame_bytes);
+        assert_eq!(stats.corrupt, 0);
+        // Lowering the budget, clones and re-keys may overshoot by what their entries take.
+        assert!(stats.memory_bytes <= BUDGET + (64 << 10), "{stats:?}");
+    }
+}
+
+/// Runs a world to its end and says whether it was hard: pages were refused, dropped and moved.
+fn run(seed: u64, codec: CodecKind, steps: usize) -> bool {
+    let mut world = World::new(seed, codec);
+    for step in 0..steps {
+        world.step();
+        if step % 500 == 0 {
+            world.assert_valid();
+        }
+    }
+    world.assert_valid();
+    let stats = world.store.stats();
+    println!("{stats:?}");
+    let hard = world.refused > 0 && stats.evictions > 0 && stats.moves > 0;
+    for (id, _) in world.pools.drain(..) {
+        world.store.destroy_pool(id);
+    }
+    while world.store.maintain().more {}
+    let stats = world.store.stats();
+    assert_eq!((stats.pages, stats.zpages, stats.zpage_bytes), (0, 0, 0));
+    assert!(stats.memory_bytes < 1 << 20, "{stats:?}");
+    hard
+}
+
+fn seed() -> u64 {
+    match std::env::var("TMEM_SEED") {
+        Ok(seed) => seed.parse().expect("TMEM_SEED is a number"),
+        Err(_) => std::time::UNIX_EPOCH.elapsed().unwrap().as_nanos() as u64,
+    }
+}
+
+#[test]
+fn lz4_store_behaves_like_the_model() {
+    assert!(run(1, CodecKind::Lz4, 30_000), "the run was too easy");
+}
+
+#[test]
+fn default_store_behaves_like_the_model() {
+    assert!(run(2, CodecKind::default(), 30_000), "the run was too easy");
+}
+
+#[test]
+fn a_new_seed_each_time() {
+    run(seed(), CodecKind::default(), 30_000);
+}
