@@ -101,6 +101,15 @@ impl Frames {
         unsafe { AtomicU64::from_ptr(word.cast()) }
     }
 
+    /// Brings `count` frames into memory at once, which takes a third of the time of as many page faults. A kernel that
+    /// cannot do it (before 5.14) leaves it to the faults.
+    pub(crate) fn populate(&self, first: usize, count: usize) {
+        let bytes = count * PAGE_SIZE;
+        let start = self.at(first * PAGE_SIZE, bytes);
+        // SAFETY: in bounds by `at`; populating changes no content.
+        unsafe { libc::madvise(start.cast(), bytes, libc::MADV_POPULATE_WRITE) };
+    }
+
     /// Gives `count` frames back to the system, starting with frame number `first`; they read as zero from now on.
     ///
     /// # Safety

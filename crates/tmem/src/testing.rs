@@ -94,3 +94,47 @@ fn objects(random: &mut Random, page: &mut Page) {
         object[40..40 + word.len()].copy_from_slice(word);
     }
 }
+
+/// A codec by itself, with its context but without a store: what the store's own time is measured against.
+pub struct BareCodec {
+    packer: Box<dyn crate::codec::Pack>,
+    zstd: crate::codec::ZstdExpander,
+    packed: Box<[u8; crate::codec::PACKED_BYTES_MAX]>,
+}
+
+impl BareCodec {
+    /// A context for packing and one for expanding.
+    ///
+    /// # Panics
+    /// When there is no memory for them.
+    #[must_use]
+    pub fn new(kind: crate::CodecKind) -> Self {
+        Self {
+            packer: crate::codec::packer(kind).expect("there is memory"),
+            zstd: crate::codec::ZstdExpander::new().expect("there is memory"),
+            packed: Box::new([0; _]),
+        }
+    }
+
+    /// The packed form, or the page itself if it does not shrink.
+    pub fn compress<'a>(&'a mut self, page: &'a Page) -> &'a [u8] {
+        match self.packer.compress(page, &mut self.packed) {
+            Some(len) => &self.packed[..len],
+            None => page,
+        }
+    }
+
+    /// The page of a packed form.
+    ///
+    /// # Panics
+    /// When it is none.
+    pub fn expand(&mut self, packed: &[u8], out: &mut Page) {
+        use crate::codec::{Encoding, Expand, expand_plain};
+        let done = match self.packer.encoding() {
+            _ if packed.len() == PAGE_SIZE => expand_plain(Encoding::Raw, packed, out),
+            Encoding::Zstd => self.zstd.expand(packed, out),
+            encoding => expand_plain(encoding, packed, out),
+        };
+        done.expect("the packed form is whole");
+    }
+}

@@ -35,6 +35,9 @@ const USED: u64 = 1 << 25;
 const HEADS: usize = 4;
 /// Dead frames that may wait for company before they are given back; on top of it one in 128 of all.
 const DEAD_FRAMES_MAX: u64 = 16;
+/// Frames that are brought into memory at a time, as long as the budget has this many bytes to spare.
+const FRAMES_AHEAD: u32 = 16;
+const ROOM_AMPLE_BYTES: u64 = 1 << 20;
 
 const _: () = assert!(PAGE_SIZE < 1 << 16, "the payload length has sixteen bits");
 
@@ -112,22 +115,42 @@ impl Log {
             Some(number) if books.segments[number as usize].end as usize + len <= SEGMENT_BYTES => number,
             _ => self.open(books, head)?,
         };
+        self.bring_in(books, number, len, purpose)?;
         let segment = &mut books.segments[number as usize];
-        let missing = u64::from(segment.missing(len).count_ones());
-        let bytes = missing * PAGE_SIZE as u64;
-        if missing > 0 && !self.budget.admit(bytes, purpose) {
-            return Err(NoRoom);
-        }
         let frame_before = segment.end as usize / PAGE_SIZE;
         let start = segment.append(len);
         if segment.end as usize / PAGE_SIZE > frame_before {
             let died = segment.bury_passed(frame_before);
             books.queue_dead(number, died);
         }
-        books.usage.frame_bytes += bytes;
         books.usage.live_bytes += len as u64;
         books.usage.zpages += 1;
         Ok(Handle((number as usize * SEGMENT_BYTES + start) as u64))
+    }
+
+    /// Sees to it that the frames for `len` more bytes are in memory: if there is ample room, with some that follow.
+    fn bring_in(&self, books: &mut Books, number: u32, len: usize, purpose: Purpose) -> Result<(), NoRoom> {
+        let segment = &mut books.segments[number as usize];
+        let missing = segment.missing(len);
+        if missing == 0 {
+            return Ok(());
+        }
+        let first = missing.trailing_zeros() as usize;
+        let ahead = missing | segment.ahead(first, FRAMES_AHEAD);
+        let bytes = |frames: u64| u64::from(frames.count_ones()) * PAGE_SIZE as u64;
+        let room = self.budget.has_room(bytes(ahead) + ROOM_AMPLE_BYTES, Purpose::Admit);
+        let frames = if room { ahead } else { missing };
+        if !self.budget.admit(bytes(frames), purpose) {
+            return Err(NoRoom);
+        }
+        segment.resident |= frames;
+        books.usage.frame_bytes += bytes(frames);
+        if frames.count_ones() > 1 {
+            for run in runs(frames) {
+                self.frames.populate(number as usize * FRAMES + run.start, run.len());
+            }
+        }
+        Ok(())
     }
 
     /// Closes the segment at a head and opens a free one.
@@ -153,6 +176,24 @@ impl Log {
         books.dead_frames -= u64::from(revived);
         books.heads[head] = Some(number);
         Ok(number)
+    }
+
+    /// Gives back the frames at the heads that nothing has come to yet.
+    fn give_back_waiting(&self, books: &mut Books) -> u64 {
+        let mut given = 0;
+        for number in books.heads.into_iter().flatten() {
+            let segment = &mut books.segments[number as usize];
+            let waiting = segment.waiting();
+            for run in runs(waiting) {
+                // SAFETY: no zpage was ever put there, and the lock of the books keeps new ones out.
+                unsafe { self.frames.release(number as usize * FRAMES + run.start, run.len()) };
+            }
+            segment.resident &= !waiting;
+            given += u64::from(waiting.count_ones());
+        }
+        books.usage.frame_bytes -= given * PAGE_SIZE as u64;
+        self.budget.refund(given * PAGE_SIZE as u64);
+        given
     }
 
     fn give_back_dead(&self, books: &mut Books) -> u64 {
@@ -364,12 +405,17 @@ impl Allocator for Log {
         }
     }
 
-    fn give_back(&self) -> u64 {
-        self.give_back_dead(&mut lock(&self.books))
+    fn give_back(&self, urgent: bool) -> u64 {
+        let mut books = lock(&self.books);
+        let waiting = if urgent { self.give_back_waiting(&mut books) } else { 0 };
+        waiting + self.give_back_dead(&mut books)
     }
 
     fn usage(&self) -> Usage {
-        lock(&self.books).usage
+        let books = lock(&self.books);
+        let heads = books.heads.iter().flatten();
+        let waiting = heads.map(|number| books.segments[*number as usize].waiting().count_ones());
+        Usage { waiting_bytes: u64::from(waiting.sum::<u32>()) * PAGE_SIZE as u64, ..books.usage }
     }
 }
 
@@ -451,7 +497,7 @@ mod tests {
                 break;
             }
         }
-        log.give_back();
+        log.give_back(true);
         let usage = log.usage();
         assert_eq!(usage.zpages, 50);
         assert_eq!(usage.payload_bytes, 50_000);
@@ -474,7 +520,7 @@ mod tests {
         for handle in handles {
             log.free(handle);
         }
-        log.give_back();
+        log.give_back(true);
         assert!(budget.used() <= log.usage().table_bytes + 2 * 4096, "{:?}", log.usage());
     }
 }

@@ -107,14 +107,16 @@ pub(crate) struct Usage {
     pub(crate) live_bytes: u64,
     /// Bytes of frames that are in memory.
     pub(crate) frame_bytes: u64,
+    /// Those of them that were brought in ahead of need.
+    pub(crate) waiting_bytes: u64,
     /// Bytes of the allocator's own tables.
     pub(crate) table_bytes: u64,
 }
 
 impl Usage {
-    /// Bytes in frames that no live zpage uses.
+    /// Bytes in frames that are used, but by no live zpage.
     pub(crate) fn waste_bytes(&self) -> u64 {
-        self.frame_bytes.saturating_sub(self.live_bytes)
+        self.frame_bytes.saturating_sub(self.live_bytes + self.waiting_bytes)
     }
 }
 
@@ -153,8 +155,9 @@ pub(crate) trait Allocator: Send + Sync {
     /// Lists the live zpages that touch a frame. They may be gone when they are dealt with: the word tells.
     fn tenants(&self, frame: FrameId, tenants: &mut Tenants);
 
-    /// Gives all frames without a live zpage back to the system and says how many.
-    fn give_back(&self) -> u64;
+    /// Gives all frames without a live zpage back to the system and says how many; if it is urgent, also those that wait for
+    /// new ones.
+    fn give_back(&self, urgent: bool) -> u64;
 
     fn usage(&self) -> Usage;
 }

@@ -84,6 +84,22 @@ impl Segment {
         touched & !self.resident
     }
 
+    /// The frames from `first` on that are not in memory, up to the next that is and at most `max`, as bits.
+    pub(super) fn ahead(&self, first: usize, max: u32) -> u64 {
+        let room = (FRAMES - first) as u32;
+        let absent = (self.resident >> first).trailing_zeros().min(room).min(max);
+        ((1 << absent) - 1) << first
+    }
+
+    /// Frames that are in memory though nothing has come to them yet, as bits.
+    pub(super) fn waiting(&self) -> u64 {
+        let used = (self.end as usize).div_ceil(PAGE_SIZE);
+        match self.state {
+            State::Open if used < FRAMES => self.resident & u64::MAX << used,
+            _ => 0,
+        }
+    }
+
     /// Books a zpage of `len` bytes at the end and says where it starts.
     pub(super) fn append(&mut self, len: usize) -> usize {
         let start = self.end as usize;

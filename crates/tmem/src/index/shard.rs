@@ -7,6 +7,7 @@ use hashbrown::HashTable;
 
 use super::leaf::Leaf;
 use super::{LeafKey, Word};
+use crate::page::fold;
 use crate::sync::RwLock;
 
 /// Counters of one shard. Those that gets change while they share the lock are atomics.
@@ -123,11 +124,6 @@ impl LeafHasher {
         let two = fold(b ^ self.seeds[1], c ^ self.seeds[0]);
         fold(one ^ two, 0x9e37_79b9_7f4a_7c15)
     }
-}
-
-fn fold(a: u64, b: u64) -> u64 {
-    let product = u128::from(a) * u128::from(b);
-    product as u64 ^ (product >> 64) as u64
 }
 
 /// All shards. Each has its cache lines to itself.

@@ -22,7 +22,7 @@ const STEP_FRAMES_MAX: u32 = 256;
 /// Waste that is not worth a move: the frames at the heads.
 const WASTE_FLOOR_BYTES: u64 = 6 * PAGE_SIZE as u64;
 /// Background compaction keeps the waste below this part of the live bytes.
-const WASTE_PART_IDLE: u64 = 16;
+const WASTE_PART_IDLE: u64 = 14;
 /// A put that needs room closes holes first if they are more than this part of the live bytes, else drops pages first.
 const WASTE_PART_SHORT: u64 = 8;
 /// Below this part, moving costs more than refusing.
@@ -40,7 +40,7 @@ impl Store {
     pub fn maintain(&self) -> Maintenance {
         let before = self.log.usage().frame_bytes;
         let moved = self.compact(WASTE_PART_IDLE, STEP_FRAMES_MAX);
-        self.log.give_back();
+        self.log.give_back(false);
         let usage = self.log.usage();
         Maintenance {
             moved,
@@ -122,7 +122,7 @@ impl Store {
         // The zpage may lie across one frame more than its length says.
         let wanted = ((bytes / PAGE_SIZE + 2) * PAGE_SIZE) as u64;
         for _ in 0..ROUNDS_MAX {
-            if self.log.give_back() > 0 && self.budget.has_room(wanted, Purpose::Admit) {
+            if self.log.give_back(true) > 0 && self.budget.has_room(wanted, Purpose::Admit) {
                 return true;
             }
             let usage = self.log.usage();
@@ -131,7 +131,7 @@ impl Store {
             } else {
                 self.evict_coldest() || self.compact(WASTE_PART_MIN, 16) > 0
             };
-            self.log.give_back();
+            self.log.give_back(true);
             if self.budget.has_room(wanted, Purpose::Admit) {
                 return true;
             }
