@@ -53,6 +53,7 @@ mod store;
 mod sync;
 #[doc(hidden)]
 pub mod testing;
+mod threads;
 
 pub use codec::CodecKind;
 pub use error::{Error, ErrorKind};

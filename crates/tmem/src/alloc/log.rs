@@ -35,8 +35,9 @@ const USED: u64 = 1 << 25;
 const HEADS: usize = 4;
 /// Dead frames that may wait for company before they are given back; on top of it one in 128 of all.
 const DEAD_FRAMES_MAX: u64 = 16;
+const SEGMENTS_AT_ONCE: usize = 2;
 /// Frames that are brought into memory at a time, as long as the budget has this many bytes to spare.
-const FRAMES_AHEAD: u32 = 16;
+const FRAMES_AHEAD: u32 = 8;
 const ROOM_AMPLE_BYTES: u64 = 1 << 20;
 
 const _: () = assert!(PAGE_SIZE < 1 << 16, "the payload length has sixteen bits");
@@ -87,6 +88,8 @@ struct Books {
     /// Where the search for sparse frames goes on.
     cursor: u32,
     dead_frames: u64,
+    /// Somebody populates frames that are booked already.
+    populating: bool,
     usage: Usage,
 }
 
@@ -100,6 +103,7 @@ impl Log {
             opened: 0,
             cursor: 0,
             dead_frames: 0,
+            populating: false,
             usage: Usage::default(),
         };
         Self { frames, budget, books: Mutex::new(books) }
@@ -128,29 +132,41 @@ impl Log {
         Ok(Handle((number as usize * SEGMENT_BYTES + start) as u64))
     }
 
-    /// Sees to it that the frames for `len` more bytes are in memory: if there is ample room, with some that follow.
+    /// Sees to it that the frames for `len` more bytes are paid for.
     fn bring_in(&self, books: &mut Books, number: u32, len: usize, purpose: Purpose) -> Result<(), NoRoom> {
         let segment = &mut books.segments[number as usize];
         let missing = segment.missing(len);
-        if missing == 0 {
-            return Ok(());
-        }
-        let first = missing.trailing_zeros() as usize;
-        let ahead = missing | segment.ahead(first, FRAMES_AHEAD);
-        let bytes = |frames: u64| u64::from(frames.count_ones()) * PAGE_SIZE as u64;
-        let room = self.budget.has_room(bytes(ahead) + ROOM_AMPLE_BYTES, Purpose::Admit);
-        let frames = if room { ahead } else { missing };
-        if !self.budget.admit(bytes(frames), purpose) {
-            return Err(NoRoom);
-        }
-        segment.resident |= frames;
-        books.usage.frame_bytes += bytes(frames);
-        if frames.count_ones() > 1 {
-            for run in runs(frames) {
-                self.frames.populate(number as usize * FRAMES + run.start, run.len());
+        let bytes = u64::from(missing.count_ones()) * PAGE_SIZE as u64;
+        if missing != 0 {
+            if !self.budget.admit(bytes, purpose) {
+                return Err(NoRoom);
             }
+            segment.resident |= missing;
+            books.usage.frame_bytes += bytes;
         }
         Ok(())
+    }
+
+    /// Pays for the next frames at a head if it is about to run out of them and the budget is ample. They are then to be
+    /// populated without the lock of the books, which would make others wait; until that is done nobody gives them back.
+    fn plan_ahead(&self, books: &mut Books, handle: Handle) -> Option<Range<usize>> {
+        let number = split(handle).0;
+        let segment = &mut books.segments[number as usize];
+        let next = (segment.end as usize).div_ceil(PAGE_SIZE) + segment.waiting().count_ones() as usize;
+        if books.populating || next >= FRAMES || segment.waiting().count_ones() > 1 {
+            return None;
+        }
+        let ahead = segment.ahead(next, FRAMES_AHEAD);
+        let bytes = u64::from(ahead.count_ones()) * PAGE_SIZE as u64;
+        let room = self.budget.has_room(bytes + ROOM_AMPLE_BYTES, Purpose::Admit);
+        if ahead == 0 || !room || !self.budget.admit(bytes, Purpose::Admit) {
+            return None;
+        }
+        segment.resident |= ahead;
+        books.usage.frame_bytes += bytes;
+        books.populating = true;
+        let first = number as usize * FRAMES + next;
+        Some(first..first + ahead.count_ones() as usize)
     }
 
     /// Closes the segment at a head and opens a free one.
@@ -181,6 +197,9 @@ impl Log {
     /// Gives back the frames at the heads that nothing has come to yet.
     fn give_back_waiting(&self, books: &mut Books) -> u64 {
         let mut given = 0;
+        if books.populating {
+            return 0;
+        }
         for number in books.heads.into_iter().flatten() {
             let segment = &mut books.segments[number as usize];
             let waiting = segment.waiting();
@@ -196,9 +215,13 @@ impl Log {
         given
     }
 
-    fn give_back_dead(&self, books: &mut Books) -> u64 {
+    /// Gives back the dead frames of up to `segments` segments.
+    fn give_back_dead(&self, books: &mut Books, segments: usize) -> u64 {
         let mut given = 0;
-        while let Some(number) = books.with_dead.pop() {
+        for _ in 0..segments {
+            let Some(number) = books.with_dead.pop() else {
+                break;
+            };
             let segment = &mut books.segments[number as usize];
             segment.queued = false;
             let first = number as usize * FRAMES;
@@ -232,7 +255,8 @@ impl Log {
         books.usage.zpages -= 1;
         books.usage.payload_bytes -= header.payload_bytes() as u64;
         if books.dead_frames > DEAD_FRAMES_MAX + books.usage.frame_bytes / PAGE_SIZE as u64 / 128 {
-            self.give_back_dead(books);
+            // A few at a time, because others wait for the books meanwhile.
+            self.give_back_dead(books, SEGMENTS_AT_ONCE);
         }
     }
 
@@ -302,8 +326,15 @@ impl Allocator for Log {
         let at = handle.0 as usize;
         self.frames.word(at).store(word, Relaxed);
         self.frames.word(at + 8).store(zpage.owner.0, Relaxed);
+        let ahead = self.plan_ahead(&mut books, handle);
+        // The copy needs no lock: whoever walks the frame reads only the header, and moves nothing that no word names.
+        drop(books);
         // SAFETY: the place was booked just now, and no word names it yet.
         unsafe { self.frames.write(at + HEADER_BYTES, zpage.payload) };
+        if let Some(ahead) = ahead {
+            self.frames.populate(ahead.start, ahead.len());
+            lock(&self.books).populating = false;
+        }
         Ok(handle)
     }
 
@@ -337,11 +368,12 @@ impl Allocator for Log {
         let owner = self.frames.word(from + 8).load(Relaxed);
         self.frames.word(to).store(header.0 & !USED, Relaxed);
         self.frames.word(to + 8).store(owner, Relaxed);
+        drop(books);
         // SAFETY: the zpage lives during the call, as the trait demands of callers, and live payloads do not change.
         let payload = unsafe { self.frames.slice(from + HEADER_BYTES, header.payload_bytes()) };
         // SAFETY: the target was booked just now, no word names it yet, and it does not overlap with the live source.
         unsafe { self.frames.write(to + HEADER_BYTES, payload) };
-        self.remove(&mut books, handle, header);
+        self.remove(&mut lock(&self.books), handle, header);
         Ok(target)
     }
 
@@ -408,7 +440,7 @@ impl Allocator for Log {
     fn give_back(&self, urgent: bool) -> u64 {
         let mut books = lock(&self.books);
         let waiting = if urgent { self.give_back_waiting(&mut books) } else { 0 };
-        waiting + self.give_back_dead(&mut books)
+        waiting + self.give_back_dead(&mut books, usize::MAX)
     }
 
     fn usage(&self) -> Usage {

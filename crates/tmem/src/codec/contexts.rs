@@ -4,14 +4,12 @@
 //! and tries its neighbours when that one is busy, so that a lone thread pays one uncontended lock. A context is made
 //! the first time its slot is used and stays.
 
-use std::cell::Cell;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
-
 use super::{CodecKind, Encoding, Expand, Malformed, PACKED_BYTES_MAX, Pack, ZstdExpander, expand_plain, packer};
 use crate::budget::Budget;
 use crate::error::{Error, ErrorKind};
 use crate::page::Page;
 use crate::sync::{Mutex, MutexGuard, lock};
+use crate::threads::thread_number;
 
 /// A packing context with room for its result.
 pub(crate) struct Packer {
@@ -100,15 +98,4 @@ fn own_slot<T>(slots: &[Mutex<T>]) -> MutexGuard<'_, T> {
         }
     }
     lock(&slots[own])
-}
-
-fn thread_number() -> usize {
-    static NEXT: AtomicUsize = AtomicUsize::new(0);
-    thread_local!(static NUMBER: Cell<usize> = const { Cell::new(usize::MAX) });
-    NUMBER.with(|number| {
-        if number.get() == usize::MAX {
-            number.set(NEXT.fetch_add(1, Relaxed));
-        }
-        number.get()
-    })
 }

@@ -1,7 +1,6 @@
 //! Shards: a slab of leaves, a hash table from leaf keys to places in the slab, and the counters of what is in them.
 
 use std::hash::{BuildHasher, Hasher, RandomState};
-use std::sync::atomic::AtomicU64;
 
 use hashbrown::HashTable;
 
@@ -10,11 +9,9 @@ use super::{LeafKey, Word};
 use crate::page::fold;
 use crate::sync::RwLock;
 
-/// Counters of one shard. Those that gets change while they share the lock are atomics.
+/// Counters of one shard.
 #[derive(Debug, Default)]
 pub(crate) struct Counters {
-    pub(crate) gets: AtomicU64,
-    pub(crate) hits: AtomicU64,
     pub(crate) puts: u64,
     pub(crate) replaced: u64,
     pub(crate) flushed: u64,

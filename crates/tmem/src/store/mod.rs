@@ -19,6 +19,7 @@ use crate::pool::{PoolId, PoolKind, PoolOptions, PoolSlot, PoolState, Pools};
 use crate::shared::SharedTable;
 use crate::stats::{PoolStats, Put, Stats};
 use crate::sync::{read, write};
+use crate::threads::GetCounters;
 
 /// How a store is set up.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -94,6 +95,7 @@ pub struct Store {
     directory: Directory,
     shared: SharedTable,
     pools: Pools,
+    gets: GetCounters,
     events: Events,
     /// The live bytes in a frame, in sixteenths of it, up to which compaction takes it at present.
     clean_level: AtomicU64,
@@ -144,6 +146,7 @@ impl Store {
             directory: Directory::new(),
             shared: SharedTable::new(),
             pools: Pools::new(),
+            gets: GetCounters::default(),
             events: Events::default(),
             clean_level: AtomicU64::new(reclaim::LEVEL_MIN),
         })
@@ -358,6 +361,12 @@ impl Store {
     /// # Errors
     /// [`is_corrupt`](Error::is_corrupt) when the stored page is damaged; it stays where it is.
     pub fn get(&self, key: Key, out: &mut Page) -> Result<bool, Error> {
+        let found = self.find_and_expand(key, out)?;
+        self.gets.add(found);
+        Ok(found)
+    }
+
+    fn find_and_expand(&self, key: Key, out: &mut Page) -> Result<bool, Error> {
         let Some((state, slot)) = self.pools.find(key.pool) else {
             return Ok(false);
         };
@@ -367,13 +376,11 @@ impl Store {
         let (leaf_key, slot) = LeafKey::of(key);
         let hash = self.shards.hasher.hash(&leaf_key);
         let shard = read(self.shards.get(self.shards.number(hash)));
-        shard.counters.gets.fetch_add(1, Relaxed);
         let leaf = shard.find(hash, &leaf_key).and_then(|leaf| shard.leaf(leaf));
         let Some(word) = leaf.and_then(|leaf| leaf.get(slot)) else {
             return Ok(false);
         };
         self.expand_word(word, state.kind() == PoolKind::Ephemeral, out)?;
-        shard.counters.hits.fetch_add(1, Relaxed);
         Ok(true)
     }
 
@@ -381,7 +388,6 @@ impl Store {
         let (leaf_key, slot) = LeafKey::of(key);
         let hash = self.shards.hasher.hash(&leaf_key);
         let mut shard = write(self.shards.get(self.shards.number(hash)));
-        shard.counters.gets.fetch_add(1, Relaxed);
         let Some(leaf) = shard.find(hash, &leaf_key) else {
             return Ok(false);
         };
@@ -391,7 +397,6 @@ impl Store {
         self.expand_word(word, false, out)?;
         self.forget(&mut shard, leaf, slot, pool);
         self.drop_leaf_if_empty(&mut shard, hash, leaf);
-        shard.counters.hits.fetch_add(1, Relaxed);
         Ok(true)
     }
 
@@ -499,9 +504,9 @@ impl Store {
             stats.puts += shard.counters.puts;
             stats.replaced += shard.counters.replaced;
             stats.flushed += shard.counters.flushed;
-            stats.gets += shard.counters.gets.load(Relaxed);
-            stats.hits += shard.counters.hits.load(Relaxed);
         }
+        let (hits, misses) = self.gets.sums();
+        (stats.hits, stats.gets) = (hits, hits + misses);
         stats.original_bytes = stats.pages * PAGE_SIZE as u64;
         stats
     }
