@@ -19,7 +19,7 @@
 
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use super::segment::{FRAMES, NO_START, SEGMENT_BYTES, Segment, State};
 use super::{Allocator, Class, FrameId, Handle, NewZpage, NoRoom, Owner, Tenant, Tenants, Usage, Zpage};
@@ -75,6 +75,7 @@ fn zpage_bytes(payload_bytes: usize) -> usize {
 pub(crate) struct Log {
     frames: Frames,
     budget: Arc<Budget>,
+    clock: Arc<AtomicU64>,
     books: Mutex<Books>,
 }
 
@@ -84,7 +85,6 @@ struct Books {
     /// Segments with dead frames in memory, each once.
     with_dead: Vec<u32>,
     heads: [Option<u32>; HEADS],
-    opened: u64,
     /// Where the search for sparse frames goes on.
     cursor: u32,
     dead_frames: u64,
@@ -94,19 +94,19 @@ struct Books {
 }
 
 impl Log {
-    pub(crate) fn new(frames: Frames, budget: Arc<Budget>) -> Self {
+    /// An empty log. `clock` counts the segments opened, in all logs that share it.
+    pub(crate) fn new(frames: Frames, budget: Arc<Budget>, clock: Arc<AtomicU64>) -> Self {
         let books = Books {
             segments: Vec::new(),
             free: Vec::new(),
             with_dead: Vec::new(),
             heads: [None; HEADS],
-            opened: 0,
             cursor: 0,
             dead_frames: 0,
             populating: false,
             usage: Usage::default(),
         };
-        Self { frames, budget, books: Mutex::new(books) }
+        Self { frames, budget, clock, books: Mutex::new(books) }
     }
 
     fn header(&self, handle: Handle) -> Header {
@@ -185,8 +185,7 @@ impl Log {
                 (books.segments.len() - 1) as u32
             }
         };
-        books.opened += 1;
-        let opened = books.opened;
+        let opened = self.clock.fetch_add(1, Relaxed);
         let class = if head < 2 { Class::Ephemeral } else { Class::Persistent };
         let revived = books.segments[number as usize].open(class, opened);
         books.dead_frames -= u64::from(revived);
@@ -395,6 +394,12 @@ impl Allocator for Log {
         Some(FrameId(found))
     }
 
+    fn coldest_age(&self, class: Class) -> Option<u64> {
+        let books = lock(&self.books);
+        let alive = books.segments.iter().filter(|segment| segment.class == class && segment.live > 0);
+        alive.map(|segment| segment.opened).min()
+    }
+
     fn coldest(&self, class: Class) -> Option<Range<u32>> {
         let mut books = lock(&self.books);
         let coldest = (0..books.segments.len())
@@ -485,7 +490,7 @@ mod tests {
     fn log(budget: u64) -> (Log, Arc<Budget>) {
         let budget = Arc::new(Budget::new(budget));
         let frames = Frames::reserve(64 << 20, 64 << 20).unwrap();
-        (Log::new(frames, budget.clone()), budget)
+        (Log::new(frames, budget.clone(), Arc::default()), budget)
     }
 
     fn zpage(owner: u64, payload: &[u8]) -> NewZpage<'_> {

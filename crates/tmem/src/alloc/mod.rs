@@ -9,8 +9,10 @@
 
 mod log;
 mod segment;
+mod striped;
 
 pub(crate) use log::{HEADER_BYTES, Log};
+pub(crate) use striped::{PART_BYTES_MAX, PARTS_MAX, Striped};
 
 use crate::budget::Purpose;
 use crate::codec::Encoding;
@@ -82,6 +84,13 @@ impl Tenants {
         Self { list: [nobody; TENANTS_MAX], len: 0 }
     }
 
+    /// Changes the handles of all tenants.
+    fn map(&mut self, to: impl Fn(Handle) -> Handle) {
+        for tenant in &mut self.list[..self.len] {
+            tenant.handle = to(tenant.handle);
+        }
+    }
+
     fn clear(&mut self) {
         self.len = 0;
     }
@@ -148,6 +157,9 @@ pub(crate) trait Allocator: Send + Sync {
 
     /// The next frame, going round, whose live zpages cover at most `live_bytes_max` of it, but not none.
     fn sparse_frame(&self, live_bytes_max: usize) -> Option<FrameId>;
+
+    /// When the coldest region of a class was begun.
+    fn coldest_age(&self, class: Class) -> Option<u64>;
 
     /// The frames of the coldest region of a class, first to last.
     fn coldest(&self, class: Class) -> Option<std::ops::Range<u32>>;

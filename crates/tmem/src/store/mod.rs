@@ -7,7 +7,7 @@ mod reclaim;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use crate::alloc::{Allocator, HEADER_BYTES, Handle, Log, NewZpage, NoRoom};
+use crate::alloc::{Allocator, HEADER_BYTES, Handle, Log, NewZpage, NoRoom, PART_BYTES_MAX, PARTS_MAX, Striped};
 use crate::budget::{Budget, Purpose};
 use crate::codec::{CodecKind, Contexts, Encoding};
 use crate::error::{Error, ErrorKind};
@@ -73,6 +73,8 @@ const BUDGET_BYTES_MIN: u64 = 1 << 20;
 /// raised later.
 const RESERVE_FACTOR: u64 = 16;
 const RESERVE_BYTES_MIN: usize = 64 << 30;
+/// What each part of the allocator can do with where address space is limited (`ulimit -v`).
+const RESERVE_BYTES_LEAST: usize = 64 << 20;
 
 /// How often a put makes room before it gives up.
 const PUT_ATTEMPTS_MAX: u32 = 4;
@@ -90,7 +92,7 @@ struct Events {
 pub struct Store {
     budget: Arc<Budget>,
     contexts: Contexts,
-    log: Log,
+    log: Striped<Log>,
     shards: Shards,
     directory: Directory,
     shared: SharedTable,
@@ -133,14 +135,20 @@ impl Store {
             return Err(ErrorKind::BudgetTooSmall { budget, min }.into());
         }
         let budget = Arc::new(Budget::new(budget_bytes));
-        let wanted = usize::try_from(budget_bytes.saturating_mul(RESERVE_FACTOR)).unwrap_or(usize::MAX >> 17);
-        let wanted = wanted.clamp(RESERVE_BYTES_MIN, 16 << 40);
-        let frames = Frames::reserve(wanted, 64 << 20)?;
+        let parts = config.threads.clamp(1, PARTS_MAX);
+        let wanted = usize::try_from(budget_bytes.saturating_mul(RESERVE_FACTOR)).unwrap_or(usize::MAX);
+        let wanted = wanted.max(RESERVE_BYTES_MIN).min(PART_BYTES_MAX * parts);
+        let clock = Arc::default();
+        let part = || {
+            let frames = Frames::reserve(wanted / parts, RESERVE_BYTES_LEAST)?;
+            Ok(Log::new(frames, Arc::clone(&budget), Arc::clone(&clock)))
+        };
+        let logs: Result<_, Error> = (0..parts).map(|_| part()).collect();
         let shards = Shards::new(config.shards.clamp(1, 1 << 16).next_power_of_two());
         budget.charge((size_of::<Self>() + shards.fixed_bytes()) as u64);
         Ok(Self {
             contexts: Contexts::new(config.codec, config.threads),
-            log: Log::new(frames, budget.clone()),
+            log: Striped::new(logs?),
             budget,
             shards,
             directory: Directory::new(),
