@@ -95,6 +95,23 @@ fn objects(random: &mut Random, page: &mut Page) {
     }
 }
 
+/// Expands any bytes as if they were the payload of a zpage; says whether they were a page. For the fuzzer.
+///
+/// # Panics
+/// When there is no memory for a context.
+pub fn expand_any(encoding: u8, payload: &[u8]) -> bool {
+    use crate::codec::{Encoding, Expand, ZstdExpander, expand_plain};
+    let mut out = [0; PAGE_SIZE];
+    match Encoding::from_u8(encoding % 4) {
+        Some(Encoding::Zstd) => {
+            let mut expander = ZstdExpander::new().expect("there is memory");
+            expander.expand(payload, &mut out).is_ok()
+        }
+        Some(encoding) => expand_plain(encoding, payload, &mut out).is_ok(),
+        None => false,
+    }
+}
+
 /// A codec by itself, with its context but without a store: what the store's own time is measured against.
 pub struct BareCodec {
     packer: Box<dyn crate::codec::Pack>,

@@ -49,6 +49,12 @@ impl Store {
         }
     }
 
+    /// Moves what lives in the next sparse frame, whether that pays or not, and says how many zpages that were.
+    #[cfg(loom)]
+    pub fn move_sparse(&self) -> u64 {
+        self.log.sparse_frame(PAGE_SIZE).map_or(0, |frame| self.empty(frame))
+    }
+
     /// Empties sparse frames until the waste is below its part of the live bytes. Says how many zpages moved.
     fn compact(&self, waste_part: u64, frames_max: u32) -> u64 {
         let mut level = self.clean_level.load(Relaxed);

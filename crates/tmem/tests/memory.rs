@@ -1,0 +1,43 @@
+//! What the store says it takes is what the process takes. Alone in its file, so that no other test's memory is in the way.
+#![cfg(not(loom))]
+
+use tmem::testing::{Random, sample_page};
+use tmem::{Config, Key, PoolKind, PoolOptions, Store};
+
+fn resident_bytes() -> i64 {
+    let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
+    let pages: i64 = statm.split(' ').nth(1).unwrap().parse().unwrap();
+    pages * 4096
+}
+
+/// Within two in a hundred, and half a MiB for what the test itself and the C library take.
+fn assert_honest(store: &Store, before: i64, when: &str) {
+    let (said, taken) = (store.stats().memory_bytes as i64, resident_bytes() - before);
+    println!("{when}: said {said}, taken {taken}");
+    assert!((said - taken).abs() <= said / 50 + (512 << 10), "{when}: said {said}, taken {taken}");
+}
+
+#[test]
+fn reported_memory_is_resident_memory() {
+    let mut random = Random::new(1);
+    let page = sample_page(&mut random);
+    // Once through everything, so that the code itself is resident.
+    let warm = Store::new(Config::new(8 << 20)).unwrap();
+    let pool = warm.create_pool(PoolKind::Persistent, PoolOptions::default()).unwrap();
+    warm.put(Key::new(pool, 1, 1), &page).unwrap();
+    drop(warm);
+    let before = resident_bytes();
+    let store = Store::new(Config::new(128 << 20)).unwrap();
+    let pool = store.create_pool(PoolKind::Persistent, PoolOptions::default()).unwrap();
+    for index in 0..40_000 {
+        store.put(Key::new(pool, 1, index), &sample_page(&mut random)).unwrap();
+    }
+    assert_honest(&store, before, "filled");
+    for index in (0..40_000).filter(|index| index % 8 != 0) {
+        store.flush_page(Key::new(pool, 1, index));
+    }
+    while store.maintain().more {}
+    assert_honest(&store, before, "drained to an eighth");
+    let stats = store.stats();
+    assert!(stats.frame_bytes as f64 <= stats.zpage_bytes as f64 * 1.1 + 65536.0, "{stats:?}");
+}
