@@ -30,14 +30,19 @@ fn store() -> (Arc<Store>, PoolId) {
 
 fn check(test: impl Fn() + Sync + Send + 'static) {
     let mut model = loom::model::Builder::new();
-    model.preemption_bound = Some(2);
     model.max_branches = 100_000;
     // Loom's own threads have too little stack for a page and a frame's tenants.
     let test = std::sync::Arc::new(test);
+    let orders = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    let counter = orders.clone();
     model.check(move || {
+        counter.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         let test = test.clone();
         spawn(move || test()).join().unwrap();
     });
+    let orders = orders.load(std::sync::atomic::Ordering::Relaxed);
+    println!("{orders} orders");
+    assert!(orders > 2, "loom tried only {orders} orders");
 }
 
 fn spawn<R: Send + 'static>(work: impl FnOnce() -> R + Send + 'static) -> loom::thread::JoinHandle<R> {
