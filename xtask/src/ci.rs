@@ -36,13 +36,12 @@ pub fn ci() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Benchmarks run on little data, so that they keep working.
+/// Every benchmark of the engine on little data, so that they keep working.
 fn benchmarks_in_short() -> anyhow::Result<()> {
-    if !project::root().join("crates/tmem/benches/engine.rs").exists() {
-        println!("\nSKIPPED: there is no engine benchmark");
-        return Ok(());
+    for name in rust_files("crates/tmem/benches")? {
+        run(&mut cargo(&["bench", "--package", "tmem", "--bench", &name, "--", "--quick"]))?;
     }
-    run(&mut cargo(&["bench", "--package", "tmem", "--bench", "engine", "--", "--quick"]))
+    Ok(())
 }
 
 /// All tests, by nextest where that is installed.
@@ -73,7 +72,7 @@ pub fn soak(args: &SoakArgs) -> anyhow::Result<()> {
 }
 
 fn fuzz(seconds: u32) -> anyhow::Result<()> {
-    let targets = fuzz_targets()?;
+    let targets = rust_files("fuzz/fuzz_targets")?;
     if targets.is_empty() {
         println!("\nSKIPPED: there are no fuzz targets");
         return Ok(());
@@ -89,8 +88,9 @@ fn fuzz(seconds: u32) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn fuzz_targets() -> anyhow::Result<Vec<String>> {
-    let dir = project::root().join("fuzz/fuzz_targets");
+/// The names of the Rust files in a directory of the project, without extension; none if it is not there.
+fn rust_files(dir: &str) -> anyhow::Result<Vec<String>> {
+    let dir = project::root().join(dir);
     if !dir.exists() {
         return Ok(Vec::new());
     }

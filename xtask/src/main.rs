@@ -11,6 +11,8 @@ mod project;
 mod table;
 mod workloads;
 
+use std::process::ExitCode;
+
 use clap::{Parser, Subcommand};
 
 #[derive(Parser)]
@@ -33,12 +35,18 @@ enum Task {
     Soak(ci::SoakArgs),
 }
 
-fn main() -> anyhow::Result<()> {
-    interrupt::watch()?;
-    match Cli::parse().task {
+fn main() -> ExitCode {
+    let result = interrupt::watch().and_then(|()| match Cli::parse().task {
         Task::Demo(args) => demo::demo(&args),
         Task::Ci => ci::ci(),
         Task::Bench(bench) => bench::bench(&bench),
         Task::Soak(args) => ci::soak(&args),
+    });
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
     }
 }
