@@ -4,7 +4,7 @@ mod common;
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::Duration;
 
@@ -62,7 +62,7 @@ fn stats_file(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("attach-{name}-{}.json", std::process::id()))
 }
 
-fn attach(pid: u32, stats: &PathBuf) -> Child {
+fn attach(pid: u32, stats: &Path) -> Child {
     tmem_command(&["attach", "--ram", &RAM.to_string(), "--stats", stats.to_str().unwrap(), &pid.to_string()])
         .stderr(Stdio::piped())
         .spawn()

@@ -58,7 +58,7 @@ torture! {
     arena_race(128, 4) in 72;
     brk(128, 6) in 72;
     daemon(128, 4) in 72;
-    exec(128, 2) in 72;
+    exec(64, 2) in 72;
     exit_storm(128, 6) in 72;
     fork_threads(96, 6) in 64;
     fork_tree(96, 1) in 72;
