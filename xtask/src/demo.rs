@@ -18,7 +18,7 @@ pub struct DemoArgs {
     #[arg(long, default_value_t = 300, value_parser = clap::value_parser!(u32).range(50..))]
     size: u32,
     /// The budget, in percent of the native peak.
-    #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u64).range(1..))]
     percent: u64,
 }
 
