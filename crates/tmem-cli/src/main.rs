@@ -61,6 +61,9 @@ fn detach(args: &DetachArgs) -> anyhow::Result<ExitCode> {
 fn prepare(budget: &BudgetArgs) -> anyhow::Result<(tmem_run::Options, StatsSink)> {
     let options =
         tmem_run::Options { ram_bytes: budget.ram.bytes()?, on_full: budget.on_full.into(), progress: budget.progress };
+    if let Some(obstacle) = tmem_run::doctor::obstacle() {
+        anyhow::bail!(obstacle);
+    }
     Ok((options, StatsSink::open(budget.stats.as_deref())?))
 }
 

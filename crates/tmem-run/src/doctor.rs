@@ -68,12 +68,21 @@ pub fn examine() -> Vec<Check> {
     checks
 }
 
-const GRANT_PTRACE: &str = "sudo setcap cap_sys_ptrace=ep \"$(command -v tmem)\"
-in a container: docker run --cap-add SYS_PTRACE ... (Kubernetes: securityContext.capabilities.add: [SYS_PTRACE])";
+/// Why `run` and `attach` cannot work here, in one line; `None` if they can.
+#[must_use]
+pub fn obstacle() -> Option<String> {
+    let check = examine().into_iter().find(|check| check.state == CheckState::Missing)?;
+    let fix = check.fix.as_deref().and_then(|fix| fix.lines().next()).map(|fix| format!("; try: {fix}"));
+    let fix = fix.unwrap_or_default();
+    Some(format!("cannot work here: {}: {}{fix} (`tmem doctor` says more)", check.name, check.finding))
+}
 
-const GRANT_UFFD: &str = "for everybody, by system call: sudo sysctl vm.unprivileged_userfaultfd=1
-for this user, by device: sudo setfacl -m u:$(id -un):rw /dev/userfaultfd
-in a container: docker run --cap-add SYS_PTRACE --device /dev/userfaultfd ... (or --security-opt seccomp=unconfined)";
+const GRANT_PTRACE: &str = "sudo setcap cap_sys_ptrace=ep \"$(command -v tmem)\"
+docker run --cap-add SYS_PTRACE ...   (in a container; Kubernetes: securityContext.capabilities.add: [SYS_PTRACE])";
+
+const GRANT_UFFD: &str = "sudo sysctl vm.unprivileged_userfaultfd=1   (for everybody, by system call)
+sudo setfacl -m u:$(id -un):rw /dev/userfaultfd   (for this user, by device)
+docker run --cap-add SYS_PTRACE --device /dev/userfaultfd ...   (in a container; or --security-opt seccomp=unconfined)";
 
 /// `CAP_SYS_PTRACE` in the kernel's numbering.
 const CAP_SYS_PTRACE: u32 = 19;
@@ -293,7 +302,7 @@ fn foreign_memory() -> Check {
     match read_own_byte().and_then(|()| copy_own_descriptor()) {
         Ok(()) => Check::ok(NAME, "allowed"),
         Err(error) => Check::missing(NAME, format!("{error}: refused by a seccomp filter?"))
-            .fix("in a container: docker run --cap-add SYS_PTRACE ... (or --security-opt seccomp=unconfined)"),
+            .fix("docker run --cap-add SYS_PTRACE ...   (in a container; or --security-opt seccomp=unconfined)"),
     }
 }
 
@@ -351,6 +360,10 @@ fn pagemap_scan() -> Check {
     const NAME: &str = "PAGEMAP_SCAN";
     match scan_own_page() {
         Ok(()) => Check::ok(NAME, "allowed"),
+        // A program file with capabilities hides its own memory from itself; that of the programs it starts is open.
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            Check::note(NAME, "cannot be tried on tmem itself, whose file has capabilities; part of Linux 6.7")
+        }
         Err(error) => Check::missing(NAME, format!("{error}: needs Linux 6.7")).fix("install and boot a newer kernel"),
     }
 }
@@ -394,7 +407,7 @@ fn huge_pages() -> Option<Check> {
             "transparent huge pages",
             "always: memory is taken 2 MiB at a time and split where pages are evicted",
         )
-        .fix("only if memory grows faster than the budget allows: echo madvise | sudo tee /sys/kernel/mm/transparent_hugepage/enabled"),
+        .fix("echo madvise | sudo tee /sys/kernel/mm/transparent_hugepage/enabled   (only if memory outgrows the budget)"),
         other => Check::ok("transparent huge pages", other),
     })
 }
