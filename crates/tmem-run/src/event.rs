@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use crate::counters::add;
 use crate::pages::{PageNumber, Place};
+use crate::proc;
 use crate::shared::Shared;
 use crate::space::{Inner, Space, object};
 use crate::sys::{self, Message, PAGE, Region, Uffd};
@@ -14,6 +15,7 @@ impl Space {
     /// Reads all messages: events take effect at once, faults are collected.
     pub fn drain(&self, shared: &Shared, inner: &mut Inner) {
         while let Some(message) = self.uffd.read() {
+            inner.changes += u64::from(!matches!(message, Message::Fault { .. }));
             match message {
                 Message::Fault { address } => inner.faults.push(address / PAGE),
                 Message::Fork { child } => self.fork(shared, inner, Uffd::new(sys::adopt(child))),
@@ -49,6 +51,11 @@ impl Space {
             shared.store.flush_page(child.key(page));
         }
         child.going_since = inner.going_since;
+        let pid = self.pid.load(Relaxed);
+        if pid != 0 {
+            inner.wiped = proc::wiped_on_fork(pid);
+        }
+        child.wiped = inner.wiped.clone();
         let mut buffer = [0_u8; PAGE as usize];
         for (&page, &slot) in &inner.staged {
             let whole = sys::read_memory(self.pid.load(Relaxed), inner.slot_address(slot), &mut buffer) == Ok(buffer.len());
@@ -57,7 +64,14 @@ impl Space {
             }
             child.set_place(page, Place::Stored);
         }
+        let wiped: Vec<_> = child.wiped.iter().map(|m| (m.start, m.end)).collect();
         let space = Space::forked(shared, uffd, child);
+        {
+            let mut child = space.lock();
+            for (start, end) in wiped {
+                space.forget(shared, &mut child, start / PAGE, end / PAGE);
+            }
+        }
         shared.adopt(space);
     }
 

@@ -83,6 +83,7 @@ impl Evictor {
         let stored = self.compress(shared, space);
         let mut inner = space.lock();
         let pages = self.commit(shared, space, &mut inner);
+        space.pump(shared, &mut inner, &mut self.scratch);
         Step { pages, freed: (pages * PAGE) as i64 - stored as i64 }
     }
 
@@ -151,11 +152,13 @@ impl Evictor {
             let before = inner.set_place(page, Place::Staged);
             inner.staged.insert(page, slot);
             inner.slots[slot as usize] = Some(page);
-            inner.in_flight.insert(page);
             self.items.push(Item { page, slot, cached: before.is_cached(), stored: false });
         }
         add(&shared.counters.pages_evicted, moved);
         let failed = run.start + moved;
+        (failed..run.end).for_each(|page| {
+            inner.in_flight.remove(&page);
+        });
         if failed >= run.end {
             return;
         }
@@ -332,6 +335,8 @@ fn choose(shared: &Shared, space: &Space, inner: &mut Inner, pid: i32) -> Vec<Ra
                 }
                 _ => out.push(page..page + 1),
             }
+            // The queue may hold a page twice: it is chosen once.
+            inner.in_flight.insert(page);
             total += 1;
         }
         if let Some(page) = stopped_at {
@@ -344,8 +349,8 @@ fn choose(shared: &Shared, space: &Space, inner: &mut Inner, pid: i32) -> Vec<Ra
 
 /// The pages of a run that are registered and in memory.
 fn present(inner: &Inner, page: PageNumber, pages: u64) -> Vec<PageNumber> {
-    if pages == 1 {
-        // A MOVE finds out as cheaply as a scan.
+    if pages == 1 && !inner.pages.get(page).is_stuck() {
+        // A MOVE finds out as cheaply as a scan. Not so the populating of a stuck page: it would wait for us.
         return inner.registered.containing(page * PAGE).map(|_| page).into_iter().collect();
     }
     let Some(pagemap) = &inner.pagemap else { return Vec::new() };

@@ -3,6 +3,7 @@
 //! All of it happens under the lock of the [`Space`]. A fault is not believed but looked up: by the time it is
 //! served, its page may have come back already or may be unmapped, so what counts is the page's place now.
 
+use std::cmp::Ordering;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Instant;
 
@@ -94,7 +95,7 @@ impl Space {
             return Served::Done;
         }
         let place = inner.pages.get(page).place();
-        if may_park && place != Place::Staged && !shared.has_room() {
+        if may_park && place != Place::Staged && !shared.has_room() && !shared.patience().is_zero() {
             if !inner.parked.iter().any(|&(p, _)| p == page) {
                 inner.parked.push_back((page, Instant::now()));
                 add(&shared.counters.faults_parked, 1);
@@ -105,7 +106,7 @@ impl Space {
         match place {
             Place::Home => self.fill_zero(shared, inner, page),
             Place::Staged => self.unstage_home(shared, inner, scratch, page),
-            Place::Stored => self.fetch(shared, inner, scratch, page),
+            Place::Stored => self.fetch(shared, inner, scratch, page, WINDOW_MAX),
         }
     }
 
@@ -130,11 +131,12 @@ impl Space {
             Filled::Changing(bytes) => {
                 self.zero_filled(shared, inner, first, bytes / PAGE);
                 // Short because a page was there already: the faulting one may not have been reached.
-                if window.downward || bytes == 0 {
-                    self.fill_one_zero(shared, inner, page);
+                if window.downward {
+                    return self.fill_one_zero(shared, inner, page);
                 }
             }
-            Filled::Exists(_) if first != page => self.fill_one_zero(shared, inner, page),
+            // In the way: a page that is there already, or the border of two mappings.
+            Filled::Exists(_) | Filled::Gone if pages > 1 => return self.fill_one_zero(shared, inner, page),
             Filled::Exists(_) | Filled::Gone => {
                 let _ = self.uffd.wake(page * PAGE, PAGE);
             }
@@ -148,12 +150,14 @@ impl Space {
         Served::Done
     }
 
-    fn fill_one_zero(&self, shared: &Shared, inner: &mut Inner, page: PageNumber) {
-        if self.uffd.zero(page * PAGE, PAGE) == Filled::All {
-            self.zero_filled(shared, inner, page, 1);
+    fn fill_one_zero(&self, shared: &Shared, inner: &mut Inner, page: PageNumber) -> Served {
+        match self.uffd.zero(page * PAGE, PAGE) {
+            Filled::All => self.zero_filled(shared, inner, page, 1),
+            Filled::Changing(_) => return Served::Changing,
+            // Present or unmapped: whoever waits looks again.
+            _ => drop(self.uffd.wake(page * PAGE, PAGE)),
         }
-        // Present, unmapped, or changing: whoever waits looks again and faults again if need be.
-        let _ = self.uffd.wake(page * PAGE, PAGE);
+        Served::Done
     }
 
     fn zero_filled(&self, shared: &Shared, inner: &mut Inner, first: PageNumber, pages: u64) {
@@ -203,9 +207,9 @@ impl Space {
     }
 
     /// The page is in the store: bring it back, with the neighbours that its stream asks for.
-    fn fetch(&self, shared: &Shared, inner: &mut Inner, scratch: &mut Scratch, page: PageNumber) -> Served {
+    fn fetch(&self, shared: &Shared, inner: &mut Inner, scratch: &mut Scratch, page: PageNumber, most: u64) -> Served {
         let window = inner.streams.window(page);
-        let most = if shared.is_tight() { window.pages.min(8) } else { window.pages };
+        let most = if shared.is_tight() { window.pages.min(8) } else { window.pages }.min(most);
         let (first, pages) = if window.downward {
             let pages = (0..most.min(page + 1)).take_while(|&i| inner.pages.get(page - i).place() == Place::Stored);
             let pages = pages.count() as u64;
@@ -221,24 +225,28 @@ impl Space {
                 return Served::Done;
             }
         }
-        let mut done = 0;
+        let (mut done, mut step) = (0, pages);
         while done < pages {
-            match self.uffd.copy((first + done) * PAGE, &buffer[(done * PAGE) as usize..]) {
-                Filled::All => done = pages,
+            let part = (done * PAGE) as usize..((done + step).min(pages) * PAGE) as usize;
+            match self.uffd.copy((first + done) * PAGE, &buffer[part]) {
+                Filled::All => done = (done + step).min(pages),
                 Filled::Changing(bytes) if bytes > 0 => done += bytes / PAGE,
-                other if first + done == page || done == 0 => {
+                // One call cannot span two mappings, which may lie side by side.
+                Filled::Gone if step > 1 => step = 1,
+                other => {
                     self.came_home(shared, inner, first, done, page);
-                    return self.not_copied(shared, inner, page, other);
+                    let short = self.not_copied(shared, inner, first + done, other);
+                    return match (first + done).cmp(&page) {
+                        // The window ended short of the page that was asked for: that one alone.
+                        Ordering::Less => self.fetch(shared, inner, scratch, page, 1),
+                        Ordering::Equal => short,
+                        Ordering::Greater => Served::Done,
+                    };
                 }
-                _ => break,
             }
         }
         self.came_home(shared, inner, first, done, page);
         inner.streams.brought(window, first, done);
-        if first + done <= page {
-            // A downward window that ended short of the page that was asked for.
-            return Served::Changing;
-        }
         Served::Done
     }
 

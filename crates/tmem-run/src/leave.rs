@@ -7,7 +7,7 @@ use crate::agent::Batch;
 use crate::fault::Scratch;
 use crate::pages::Place;
 use crate::shared::{BATCH_PAGES, Shared};
-use crate::space::{Inner, Probe, Space};
+use crate::space::{Inner, Space};
 use crate::sys::PAGE;
 
 /// Detaches every managed space; returns the pages that came back.
@@ -47,10 +47,7 @@ fn release(shared: &Shared, space: &Space, scratch: &mut Scratch) {
 }
 
 fn finish(shared: &Shared, space: &Space, mut inner: std::sync::MutexGuard<'_, Inner>, scratch: &mut Scratch) {
-    while space.probe(&inner) == Probe::Changing {
-        space.drain(shared, &mut inner);
-        std::thread::yield_now();
-    }
+    space.drain_to_quiet(shared, &mut inner);
     space.bring_home(shared, &mut inner, scratch);
     let bytes = shared.evictors as u64 * BATCH_PAGES as u64 * PAGE;
     for (start, end) in inner.registered.iter().collect::<Vec<_>>() {

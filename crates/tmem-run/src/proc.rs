@@ -39,6 +39,26 @@ fn parse_evictable(line: &str) -> Option<Mapping> {
     (ours && mapping.end - mapping.start >= MAPPING_BYTES_MIN).then_some(mapping)
 }
 
+/// Mappings of a process that a forked child finds empty (MADV_WIPEONFORK). Walks page tables, as fork itself does.
+pub fn wiped_on_fork(pid: i32) -> Vec<Mapping> {
+    let Ok(text) = fs::read_to_string(format!("/proc/{pid}/smaps")) else { return Vec::new() };
+    let mut last = None;
+    let mut out = Vec::new();
+    for line in text.lines() {
+        if let Some(flags) = line.strip_prefix("VmFlags:") {
+            if flags.split_ascii_whitespace().any(|flag| flag == "wf") {
+                out.extend(last);
+            }
+        } else if let Some((range, _)) = line.split_once(' ')
+            && let Some((start, end)) = range.split_once('-')
+            && let (Ok(start), Ok(end)) = (u64::from_str_radix(start, 16), u64::from_str_radix(end, 16))
+        {
+            last = Some(Mapping { start, end });
+        }
+    }
+    out
+}
+
 /// The address of `bytes` in the vDSO of a process.
 pub fn find_in_vdso(pid: i32, bytes: &[u8]) -> Option<u64> {
     let text = fs::read_to_string(format!("/proc/{pid}/maps")).ok()?;

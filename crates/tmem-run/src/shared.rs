@@ -63,6 +63,8 @@ pub struct Shared {
     pub stopping: AtomicBool,
     /// Evictors take this for reading while they work on a space; detaching takes it for writing.
     pub gate: RwLock<()>,
+    /// Memory of the targets at the last sample, in bytes.
+    pub resident: AtomicU64,
     /// Steps of eviction without result since the last one with.
     pub fruitless: AtomicU32,
     guard: Guard,
@@ -77,7 +79,7 @@ pub struct Shared {
 impl Shared {
     /// State for a budget of `ram` bytes with `handlers` threads that serve faults and `evictors` that evict.
     pub fn new(ram: u64, handlers: usize, evictors: usize, guard: Guard) -> Result<Shared, Error> {
-        let store = Store::new(Config::new(ram)).map_err(|e| Error::own(format!("the page store: {e}")))?;
+        let store = Store::new(Config::new(ram.saturating_mul(64))).map_err(|e| Error::own(format!("the page store: {e}")))?;
         let device = OpenOptions::new().read(true).write(true).open("/dev/userfaultfd").ok().map(OwnedFd::from);
         let epolls = (0..handlers).map(|_| epoll_create()).collect::<Result<Vec<_>, _>>();
         Ok(Shared {
@@ -90,6 +92,7 @@ impl Shared {
             faults: Histogram::default(),
             stopping: AtomicBool::new(false),
             gate: RwLock::new(()),
+            resident: AtomicU64::new(0),
             fruitless: AtomicU32::new(0),
             guard,
             spaces: RwLock::default(),
@@ -142,9 +145,24 @@ impl Shared {
         self.account.estimate() > self.limits.high
     }
 
-    /// How long a fault waits for room at most.
+    /// How long a fault waits for room at most: not at all when eviction achieves nothing, or when the store alone
+    /// fills the budget and waiting would only make a program crawl that must grow anyway.
     pub fn patience(&self) -> Duration {
-        Duration::from_millis(if self.fruitless.load(Relaxed) > 20 { 0 } else { 50 })
+        let stored = self.account.estimate().saturating_sub(self.resident.load(Relaxed));
+        if self.is_at_floor() || stored > self.limits.ram - self.limits.ram / 8 {
+            return Duration::ZERO;
+        }
+        Duration::from_millis(match self.fruitless.load(Relaxed) {
+            0 => 50,
+            1..=4 => 2,
+            _ => 0,
+        })
+    }
+
+    /// True when so little is left with the programs that taking more would stop them: what they need does not fit
+    /// the budget even compressed.
+    pub fn is_at_floor(&self) -> bool {
+        self.resident.load(Relaxed) < self.limits.ram / 8
     }
 
     /// Whether the stored copy of a page that came back is kept. It pays when most such pages leave again

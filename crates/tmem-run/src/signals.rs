@@ -41,6 +41,16 @@ impl Signals {
         }
     }
 
+    /// Unblocks every signal, for a child between fork and exec: a mask survives exec.
+    pub fn unblock_all() {
+        // SAFETY: an all-zero set is a valid argument for sigemptyset, which initialises it.
+        unsafe {
+            let mut set: libc::sigset_t = std::mem::zeroed();
+            libc::sigemptyset(&mut set);
+            libc::pthread_sigmask(libc::SIG_SETMASK, &set, std::ptr::null_mut());
+        }
+    }
+
     /// For poll.
     pub fn raw(&self) -> i32 {
         self.fd.as_raw_fd()

@@ -95,8 +95,12 @@ pub struct Inner {
     pub going_since: Option<Instant>,
     /// True once it forked or was forked: present pages may be shared.
     pub forked: bool,
+    /// Mappings that a forked child finds empty, as of the last fork that we could look.
+    pub wiped: Vec<proc::Mapping>,
     /// When the queue was last rebuilt.
     pub rescanned: Instant,
+    /// Events read so far: mappings changed.
+    pub changes: u64,
     /// The address space is gone or given up; serve nothing more.
     pub dead: bool,
 }
@@ -176,7 +180,8 @@ impl Space {
         Ok(())
     }
 
-    /// Locks the space. A panic elsewhere ends the whole supervisor, so poison never matters.
+    /// Locks the space. Whoever drains messages while it is locked serves the collected faults before unlocking:
+    /// nobody else will hear of them. A panic elsewhere ends the whole supervisor, so poison never matters.
     pub fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -215,35 +220,52 @@ impl Space {
     }
 
     /// Registers every evictable mapping that is not registered yet, and queues what is present there.
+    ///
+    /// What counts as registered must be so: a page taken from a mapping that is not would be lost. Mappings change
+    /// while we look, and UFFDIO_REGISTER passes over holes. So the mappings are listed again afterwards, each one
+    /// is asked whether it is registered, and all of it counts only if no mapping of ours changed meanwhile.
     pub fn survey(&self, shared: &Shared, inner: &mut Inner) {
         let pid = self.pid.load(Relaxed);
         let own = inner.own_ranges(shared);
-        let mut news = Vec::new();
+        let mut news = RangeSet::default();
         for mapping in proc::evictable_mappings(pid) {
             for (start, end) in inner.registered.gaps(mapping.start, mapping.end) {
                 let ours = own.iter().any(|&(s, e)| s < end && start < e);
                 // EBUSY: the program has a userfaultfd of its own here. EINVAL: the mapping changed meanwhile.
                 if !ours && self.uffd.register(start, end - start).is_ok() {
-                    inner.registered.insert(start, end);
-                    news.push((start, end));
+                    news.insert(start, end);
                 }
             }
         }
-        if news.is_empty() {
+        if news.iter().next().is_none() {
             return;
         }
-        // Unmaps that began before the registration must be known before anything is taken from there.
-        while self.probe(inner) == Probe::Changing {
-            self.drain(shared, inner);
-            std::thread::yield_now();
-        }
-        self.drain(shared, inner);
-        for (start, end) in news {
-            for (start, end) in inner.registered.overlaps(start, end) {
-                self.queue_present(shared, inner, start, end);
+        for _ in 0..4 {
+            self.drain_to_quiet(shared, inner);
+            let changes = inner.changes;
+            let mut found = Vec::new();
+            for mapping in proc::evictable_mappings(pid) {
+                let parts = news.overlaps(mapping.start, mapping.end);
+                if !parts.is_empty() && self.uffd.is_registered(mapping.start) {
+                    found.extend(parts);
+                }
+            }
+            if self.probe(inner) == Probe::Quiet && inner.changes == changes {
+                found.iter().for_each(|&(start, end)| inner.registered.insert(start, end));
+                found.iter().for_each(|&(start, end)| self.queue_present(shared, inner, start, end));
+                break;
             }
         }
         self.publish(inner);
+    }
+
+    /// Reads messages until no event is under way.
+    pub fn drain_to_quiet(&self, shared: &Shared, inner: &mut Inner) {
+        self.drain(shared, inner);
+        while self.probe(inner) == Probe::Changing {
+            std::thread::yield_now();
+            self.drain(shared, inner);
+        }
     }
 
     /// Queues the present pages of a registered range.
@@ -307,7 +329,9 @@ impl Inner {
             pagemap: None,
             going_since: None,
             forked: false,
+            wiped: Vec::new(),
             rescanned: Instant::now(),
+            changes: 0,
             dead: false,
         }
     }

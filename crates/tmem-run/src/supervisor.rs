@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use crate::agent::{Agent, InjectError};
 use crate::control::{self, Control};
 use crate::error::Error;
+use crate::fault::Scratch;
 use crate::guard::Guard;
 use crate::leave;
 use crate::options::{OnFull, Options};
@@ -154,7 +155,7 @@ impl SpawnUnwaited for Command {
         // SAFETY: the closure only makes system calls, as is allowed between fork and exec.
         let child = unsafe {
             self.pre_exec(|| {
-                libc::prctl(libc::PR_SET_PDEATHSIG, 0);
+                Signals::unblock_all();
                 Ok(())
             })
         }
@@ -169,6 +170,7 @@ struct Supervisor {
     signals: Signals,
     control: Control,
     tree: Tree,
+    scratch: Scratch,
     main: i32,
     main_is_ours: bool,
     ending: Option<Ending>,
@@ -196,6 +198,7 @@ impl Supervisor {
             signals,
             control,
             tree,
+            scratch: Scratch::default(),
             main,
             main_is_ours: ours,
             ending: None,
@@ -248,6 +251,14 @@ impl Supervisor {
             self.shared.need_room();
         }
         self.watch_full(total);
+        if std::env::var_os("TMEM_DEBUG").is_some() && self.drawn.elapsed() > Duration::from_secs(1) { // DEBUG
+            self.drawn = Instant::now();
+            eprintln!("total {} est {} fruitless {} limits {:?}", total, self.shared.account.estimate(), self.shared.fruitless.load(Relaxed), limits);
+            for (pid, p) in &self.tree.processes { eprintln!("  {pid} {p:?}"); }
+            for s in self.shared.spaces() { if let Some(i) = s.try_lock() {
+                eprintln!("  space {} pid {} faults {:?} parked {:x?}/{} queue {} staged {} agent {} dead {} going {:?}", s.id, s.pid.load(Relaxed), i.faults, i.parked.iter().map(|p|p.0).collect::<Vec<_>>(), s.parked.load(Relaxed), i.queue.len(), i.staged.len(), i.agent.is_some(), i.dead, i.going_since);
+            } else { eprintln!("  space {} locked", s.id); } }
+        }
         self.draw(total);
         // Memory can grow by some 3 GB a second and processor: look again before the rest of the budget is gone.
         let room = limits.trigger.saturating_sub(total);
@@ -259,6 +270,7 @@ impl Supervisor {
         let targets = self.tree.sample();
         let own = proc::anonymous_bytes(std::process::id() as i32).unwrap_or(0);
         let total = targets + own;
+        self.shared.resident.store(targets, Relaxed);
         self.shared.account.sample(total, noted);
         let r = &mut self.report;
         r.ram_peak_bytes = r.ram_peak_bytes.max(total);
@@ -293,6 +305,7 @@ impl Supervisor {
                 && !inner.dead
             {
                 space.survey(&self.shared, &mut inner);
+                space.pump(&self.shared, &mut inner, &mut self.scratch);
             }
         }
     }
@@ -302,6 +315,8 @@ impl Supervisor {
             self.shared.adopt(Arc::clone(&space));
             let mut inner = space.lock();
             space.survey(&self.shared, &mut inner);
+            space.pump(&self.shared, &mut inner, &mut self.scratch);
+            drop(inner);
             space.id
         });
         self.note_charge(pid, &result);
@@ -351,11 +366,8 @@ impl Supervisor {
     /// Drops spaces whose process ended or became another program.
     fn drop_dead_spaces(&mut self) {
         for space in self.shared.spaces() {
-            let Some(mut inner) = space.try_lock() else { continue };
-            let dead = inner.dead || {
-                space.drain(&self.shared, &mut inner);
-                space.probe(&inner) == Probe::Dead
-            };
+            let Some(inner) = space.try_lock() else { continue };
+            let dead = inner.dead || space.probe(&inner) == Probe::Dead;
             drop(inner);
             if dead {
                 self.shared.drop_space(space.id);
@@ -368,7 +380,7 @@ impl Supervisor {
 
     /// Over the budget, and nothing that could be done about it for a while?
     fn watch_full(&mut self, total: u64) {
-        let stuck = !self.released && total > self.shared.limits.ram + (1 << 20) && self.shared.fruitless.load(Relaxed) > 50;
+        let stuck = !self.released && total > self.shared.limits.ram + (1 << 20) && self.shared.fruitless.load(Relaxed) > 4;
         if !stuck {
             self.over_since = None;
             return;
@@ -473,12 +485,11 @@ impl Supervisor {
     fn release(&mut self) -> u64 {
         let pages = leave::release_all(&self.shared);
         self.tree.processes.values_mut().for_each(|p| p.space = None);
+        self.released = true;
+        self.shared.guard_processes(&[]);
+        // `run` stays as the parent that passes signals and the exit status on, without a budget.
         if !self.main_is_ours {
             self.ending = Some(Ending::Detached);
-        } else {
-            // `run` stays as the parent that passes signals and the exit status on, without a budget.
-            self.released = true;
-            self.shared.guard_processes(&[]);
         }
         pages
     }

@@ -152,6 +152,14 @@ impl Uffd {
         Self::filled(outcome, arg[4] as i64)
     }
 
+    /// Asks whether the mapping at `address` is registered here, without changing anything: a COPY from where
+    /// nothing is mapped gets as far as finding that out.
+    pub fn is_registered(&self, address: u64) -> bool {
+        const NOTHING: u64 = PAGE;
+        let outcome = self.ioctl(UFFDIO_COPY, &mut [address, NOTHING, PAGE, 0, 0]);
+        matches!(outcome, Err(Errno(libc::EFAULT | libc::EEXIST)))
+    }
+
     /// Maps the zero page over a range and wakes who waits there.
     pub fn zero(&self, address: u64, bytes: u64) -> Filled {
         let mut arg = [address, bytes, 0, 0];

@@ -83,7 +83,7 @@ fn evict(shared: &Shared, worker: usize) {
         }
         let gate = shared.gate.read().unwrap_or_else(PoisonError::into_inner);
         while shared.account.estimate() > limits.low && !shared.stopping.load(Relaxed) {
-            let achieved = candidates(shared).iter().any(|space| evictor.step(shared, space).pages > 0);
+            let achieved = !shared.is_at_floor() && candidates(shared).iter().any(|space| evictor.step(shared, space).pages > 0);
             serve_parked(shared, &mut scratch);
             shared.store.maintain();
             if !achieved {
