@@ -15,7 +15,7 @@ int main(int argc, char **argv)
 {
     size_t mib = arg_of(argc, argv, 1, 96), rounds = arg_of(argc, argv, 2, 6);
     struct ballast b = ballast_new(mib * 2 / 3);
-    size_t pages = mib * MIB / PAGE / 6;
+    size_t pages = mib * MIB / PAGE / 6 / 8 * 8;
     char *arena = mmap(NULL, pages * PAGE * 8, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     MUST(arena != MAP_FAILED);
     char *at = map_anon(pages * PAGE);
