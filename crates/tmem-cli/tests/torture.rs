@@ -70,7 +70,7 @@ torture! {
     map_fixed(128, 6) in 72;
     memset_storm(1024, 1) in 128;
     mremap(128, 6) in 72;
-    own_uffd(128, 4) in 72;
+    own_uffd(128, 4) in 96;
     process_churn(128, 60) in 80;
     protect(128, 6) in 72;
     sandbox(128, 4) in 72;
@@ -88,6 +88,14 @@ torture! {
 #[test]
 fn a_static_binary() {
     Case { name: "hotcold", args: [160, 4], ram_mib: 80, linking: Linking::Static }.run();
+}
+
+/// A known limit, kept here so that it is not forgotten: a registered mapping and its unregistered neighbour cannot be moved by one
+/// `mremap` (EFAULT), although natively they would be one mapping.
+#[test]
+#[ignore = "the kernel keeps a registered mapping and its new neighbour apart"]
+fn mremap_over_two_neighbours() {
+    Case { name: "mremap_join", args: [96, 2], ram_mib: 72, linking: Linking::Dynamic }.run();
 }
 
 /// The storm that nobody may outrun: compressible data at the full speed of memset, many times the budget.
