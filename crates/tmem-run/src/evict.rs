@@ -18,7 +18,6 @@ use crate::counters::add;
 use crate::fault::Scratch;
 use crate::pages::{Meta, PageNumber, Place};
 use crate::proc;
-use crate::ptrace;
 use crate::shared::{BATCH_PAGES, Shared};
 use crate::space::{Inner, Space};
 use crate::sys::{self, Errno, Filled, PAGE, Region};
@@ -69,7 +68,6 @@ impl Evictor {
     /// Evicts one batch from `space`.
     pub fn step(&mut self, shared: &Shared, space: &Space) -> Step {
         self.items.clear();
-        settle_going(space);
         {
             let mut inner = space.lock();
             if !self.move_out(shared, space, &mut inner) {
@@ -200,13 +198,20 @@ impl Evictor {
             }
         }
         let bytes = self.items.len() * PAGE as usize;
-        let got = sys::read_memory_runs(pid, &runs, &mut self.buffer[..bytes]).unwrap_or(0);
+        if sys::read_memory_runs(pid, &runs, &mut self.buffer[..bytes]) != Ok(bytes) {
+            // Only a process that is being torn down cannot be read; any other would get wrong data.
+            if sys::kill(pid, 0) && !matches!(proc::state(pid), Some(('Z' | 'X', _)) | None) {
+                shared.fail_stop(pid, "pages in staging could not be read");
+            }
+            space.lock().dead = true;
+            return 0;
+        }
         let keys: Vec<_> = {
             let inner = space.lock();
             self.items.iter().map(|i| inner.key(i.page)).collect()
         };
         let mut taken = 0;
-        for (i, item) in self.items.iter_mut().enumerate().take(got / PAGE as usize) {
+        for (i, item) in self.items.iter_mut().enumerate() {
             let page: &tmem::Page = self.buffer[i * PAGE as usize..][..PAGE as usize].try_into().expect("one page");
             if item.cached {
                 add(&shared.counters.swapcache_tries, 1);
@@ -230,6 +235,9 @@ impl Evictor {
 
     /// Step 3. Returns the pages that are stored now.
     fn commit(&mut self, shared: &Shared, space: &Space, inner: &mut Inner) -> u64 {
+        if inner.dead {
+            return 0;
+        }
         let epoch = shared.evicted(self.items.len() as u64);
         let mut pages = 0;
         for (i, item) in self.items.iter().enumerate() {
@@ -371,22 +379,4 @@ fn present(inner: &Inner, page: PageNumber, pages: u64) -> Vec<PageNumber> {
 fn kernel_touched_pages(pid: i32, agent: i32) -> Vec<PageNumber> {
     let heads = proc::threads(pid).into_iter().filter(|&tid| tid != agent).map(sys::robust_list);
     heads.filter(|&head| head != 0).flat_map(|head| [head / PAGE, (head - 64) / PAGE, (head + 64) / PAGE]).collect()
-}
-
-/// Pages whose `madvise` was announced long ago and that are still there were given up by MADV_FREE, not dropped.
-/// Once every thread was seen outside the kernel, no drop can be pending, and they may be evicted again.
-fn settle_going(space: &Space) {
-    let (since, pid) = (space.lock().going_since, space.pid.load(Relaxed));
-    if pid == 0 || since.is_none_or(|since| since.elapsed() < Duration::from_secs(1)) {
-        return;
-    }
-    // Not under the lock: a thread may have to be served before it can come to rest.
-    if ptrace::quiesce(pid) {
-        let mut inner = space.lock();
-        if inner.going_since == since {
-            inner.pages.update(0..u64::MAX, |_, meta| meta.going(false));
-            inner.going_since = None;
-            inner.queue.clear();
-        }
-    }
 }

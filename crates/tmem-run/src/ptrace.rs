@@ -1,7 +1,8 @@
 //! Stopping one thread of another process for a moment and running system calls in it.
 //!
 //! Nothing stays attached: a stop lasts well under a millisecond, then the thread goes on as if nothing had been.
-//! All calls on one [`Stopped`] come from the thread that made it, as ptrace demands.
+//! All of this is done by the supervisor's main thread, because ptrace ties a tracee to one thread, and because a thread
+//! that stops too late has to be let go by whoever waits for it ([`let_go`]).
 
 use std::time::{Duration, Instant};
 
@@ -52,10 +53,9 @@ impl Stopped {
         loop {
             match stopped.wait(until)? {
                 None => {
-                    // Not stoppable now (a vfork parent, a thread deep in the kernel). It must not stay
-                    // attached with nobody to wait for it, so let it stop whenever it can.
+                    // Not stoppable now (a vfork parent, a thread deep in the kernel). It stops when it can; the
+                    // supervisor's next look at wait statuses lets it go then.
                     stopped.alive = false;
-                    release_later(tid);
                     return Err(StopError::Busy);
                 }
                 Some(status) if status >> 16 == PTRACE_EVENT_STOP => {
@@ -160,23 +160,11 @@ fn zeroed_registers() -> arch::Registers {
     unsafe { std::mem::zeroed() }
 }
 
-/// Waits (bounded) for a thread that was seized but would not stop, and lets it go.
-fn release_later(tid: i32) {
-    let until = Instant::now() + Duration::from_secs(2);
-    while Instant::now() < until {
-        let mut status = 0;
-        // SAFETY: `status` is a live local.
-        let r = unsafe { libc::waitpid(tid, &mut status, libc::__WALL | libc::WNOHANG) };
-        if r < 0 || (r == tid && !libc::WIFSTOPPED(status)) {
-            return;
-        }
-        if r == tid {
-            let signal = if status >> 16 == 0 { libc::WSTOPSIG(status) } else { 0 };
-            let _ = ptrace(libc::PTRACE_DETACH, tid, 0, signal as u64);
-            return;
-        }
-        std::thread::sleep(Duration::from_micros(200));
-    }
+/// Lets a thread go that was seized but stopped only after our patience had ended; `status` is its wait status.
+/// False if it was no tracee of ours: then this is a stop by job control.
+pub fn let_go(tid: i32, status: i32) -> bool {
+    let signal = if status >> 16 == 0 { libc::WSTOPSIG(status) } else { 0 };
+    ptrace(libc::PTRACE_DETACH, tid, 0, signal as u64).is_ok()
 }
 
 /// Stops every thread of a process once and lets it go: afterwards no thread is still inside a system call that

@@ -23,6 +23,7 @@ use crate::agent::{Agent, Batch, InjectError};
 use crate::counters::add;
 use crate::pages::{Meta, PageNumber, PageTable, Place, RangeSet};
 use crate::proc;
+use crate::ptrace;
 use crate::shared::{BATCH_PAGES, Shared};
 use crate::streams::Streams;
 use crate::sys::{self, Errno, Filled, PAGE, Region, Uffd, feature};
@@ -257,6 +258,25 @@ impl Space {
             }
         }
         self.publish(inner);
+    }
+
+    /// Pages whose `madvise` was announced long ago and that are still there were given up by MADV_FREE, not dropped.
+    /// Once every thread was seen outside the kernel, no drop can be pending, and they may be evicted again.
+    pub fn settle_going(&self) {
+        let (since, pid) = (self.lock().going_since, self.pid.load(Relaxed));
+        if pid == 0 || since.is_none_or(|since| since.elapsed() < Duration::from_secs(1)) {
+            return;
+        }
+        // Not under the lock: a thread may have to be served before it can come to rest.
+        let at_rest = ptrace::quiesce(pid);
+        let mut inner = self.lock();
+        if !at_rest {
+            inner.going_since = Some(Instant::now());
+        } else if inner.going_since == since {
+            inner.pages.update(0..u64::MAX, |_, meta| meta.going(false));
+            inner.going_since = None;
+            inner.queue.clear();
+        }
     }
 
     /// Reads messages until no event is under way.

@@ -20,6 +20,7 @@ use crate::guard::Guard;
 use crate::leave;
 use crate::options::{OnFull, Options};
 use crate::proc;
+use crate::ptrace;
 use crate::report::Report;
 use crate::shared::{RAM_BYTES_MIN, Shared};
 use crate::signals::{Signal, Signals};
@@ -306,6 +307,8 @@ impl Supervisor {
             {
                 space.survey(&self.shared, &mut inner);
                 space.pump(&self.shared, &mut inner, &mut self.scratch);
+                drop(inner);
+                space.settle_going();
             }
         }
     }
@@ -455,11 +458,13 @@ impl Supervisor {
     fn reap(&mut self) {
         loop {
             let mut status = 0;
-            // Other threads' ptrace stops are theirs to see: __WNOTHREAD.
             // SAFETY: `status` is a live local.
-            let pid = unsafe { libc::waitpid(-1, &mut status, libc::WNOHANG | libc::WUNTRACED | libc::__WNOTHREAD) };
+            let pid = unsafe { libc::waitpid(-1, &mut status, libc::WNOHANG | libc::WUNTRACED | libc::__WALL) };
             if pid <= 0 {
                 return;
+            }
+            if libc::WIFSTOPPED(status) && ptrace::let_go(pid, status) {
+                continue;
             }
             if pid != self.main || !self.main_is_ours {
                 continue;
