@@ -391,8 +391,8 @@ fn the_terminal_is_the_commands() {
     assert_eq!(screen.matches("int\r\n").count(), 1, "{screen}");
 }
 
-/// Starts the victim in less than it wants and waits until it is up: the supervisor and everything in the tree.
-fn victim(children: &str) -> (Guard, Vec<u32>) {
+/// Starts the victim in less than it wants and waits until it is up: the supervisor, the victim, everything in the tree.
+fn victim(children: &str) -> (Guard, u32, Vec<u32>) {
     let path = program("victim", Linking::Dynamic);
     let mut supervisor = Guard(
         tmem_command(&["run", "--ram", "96M", "--", path.to_str().unwrap(), "128", children])
@@ -401,9 +401,9 @@ fn victim(children: &str) -> (Guard, Vec<u32>) {
             .unwrap(),
     );
     let (ready, _) = first_line(supervisor.0.stdout.take().unwrap());
-    assert!(ready.starts_with("ready "), "{ready}");
+    let target = ready.strip_prefix("ready ").and_then(|pid| pid.parse().ok()).unwrap_or_else(|| panic!("{ready}"));
     let tree = tree_of(supervisor.pid());
-    (supervisor, tree)
+    (supervisor, target, tree)
 }
 
 #[test]
@@ -412,7 +412,7 @@ fn killing_tmem_kills_the_targets() {
         return;
     }
     for children in ["0", "2"] {
-        let (mut supervisor, tree) = victim(children);
+        let (mut supervisor, _, tree) = victim(children);
         assert!(tree.len() >= 2, "{tree:?}");
         supervisor.signal(libc::SIGKILL);
         assert!(supervisor.wait(Duration::from_secs(2)).is_some());
@@ -430,9 +430,9 @@ fn killing_the_target_leaves_nothing() {
     if !can_run("killing_the_target_leaves_nothing") {
         return;
     }
-    let (mut supervisor, tree) = victim("0");
+    let (mut supervisor, target, tree) = victim("0");
     // SAFETY: the target is alive: its supervisor waits for it.
-    unsafe { libc::kill(tree[1] as i32, libc::SIGKILL) };
+    unsafe { libc::kill(target as i32, libc::SIGKILL) };
     let status = supervisor.wait(Duration::from_secs(3)).expect("tmem ends with its command");
     assert_eq!(status.signal(), Some(libc::SIGKILL));
     assert!(wait_until(Duration::from_secs(1), || !tree.iter().any(|&pid| is_alive(pid))));
