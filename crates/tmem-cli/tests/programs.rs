@@ -51,7 +51,7 @@ impl Workload {
 
     fn in_share(&self, native: &Outcome, share: u64) {
         let ram = (native.peak_bytes / share).max(RAM_MIN);
-        let managed = Job::native(self.command()).under_tmem(ram).timeout(Duration::from_secs(300)).run();
+        let managed = Job::native(self.command()).under_tmem(ram).timeout(Duration::from_secs(120)).run();
         say(&format!("{} in 1/{share}: native {}; tmem {}", self.name, native.summary(), managed.summary()));
         managed.assert_same_as(native);
         managed.assert_evicted();
