@@ -140,8 +140,8 @@ impl Agent {
         let prot = (libc::PROT_READ | libc::PROT_EXEC) as u64;
         let protected = thread.system_call(vdso, libc::SYS_mprotect, [area, PAGE, prot, 0, 0, 0])?;
         in_target("mprotect", protected)?;
-        let flags = (libc::CLONE_VM | libc::CLONE_FS | libc::CLONE_SIGHAND | libc::CLONE_THREAD | libc::CLONE_SYSVSEM)
-            as u64;
+        let flags =
+            (libc::CLONE_VM | libc::CLONE_FS | libc::CLONE_SIGHAND | libc::CLONE_THREAD | libc::CLONE_SYSVSEM) as u64;
         let buffer = area + PAGE;
         let entry = arch::agent_entry(thread.saved(), area, flags, buffer + BUFFER_BYTES, buffer, BUFFER_BYTES);
         let tid = thread.run_to_trap(&entry)?;
@@ -232,7 +232,8 @@ impl Agent {
         let (iov, data, control) = (base + 7 * 8, base + 9 * 8, base + 10 * 8);
         // msghdr: name, namelen, iov, iovlen, control, controllen, flags; then the iovec, one word of data, control.
         let words = [0, 0, iov, 1, control, 24, 0, data, 8, 0, 0, 0, 0];
-        let (received, at) = batch.call_with(libc::SYS_recvmsg, [0, 0, libc::MSG_CMSG_CLOEXEC as u64, 0, 0, 0], 1, &words);
+        let (received, at) =
+            batch.call_with(libc::SYS_recvmsg, [0, 0, libc::MSG_CMSG_CLOEXEC as u64, 0, 0, 0], 1, &words);
         self.send(&mut batch)?;
         sys::send_packet(&self.socket, &[0], Some(fd.as_raw_fd()))
             .map_err(|e| InjectError::Ours("passing a descriptor", e))?;

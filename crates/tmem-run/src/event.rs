@@ -9,19 +9,26 @@ use crate::pages::{PageNumber, Place};
 use crate::proc;
 use crate::shared::Shared;
 use crate::space::{Inner, Space, object};
-use crate::sys::{self, Message, PAGE, Region, Uffd};
+use crate::sys::{self, MESSAGES_MAX, Message, PAGE, Region, Uffd};
 
 impl Space {
     /// Reads all messages: events take effect at once, faults are collected.
     pub fn drain(&self, shared: &Shared, inner: &mut Inner) {
-        while let Some(message) = self.uffd.read() {
-            inner.changes += u64::from(!matches!(message, Message::Fault { .. }));
-            match message {
-                Message::Fault { address } => inner.faults.push(address / PAGE),
-                Message::Fork { child } => self.fork(shared, inner, Uffd::new(sys::adopt(child))),
-                Message::Remap { from, to, bytes } => self.remap(shared, inner, from, to, bytes),
-                Message::Remove { start, end } => self.remove(shared, inner, start, end),
-                Message::Unmap { start, end } => self.unmap(shared, inner, start, end),
+        loop {
+            let mut read = 0;
+            for message in self.uffd.read() {
+                read += 1;
+                inner.changes += u64::from(!matches!(message, Message::Fault { .. }));
+                match message {
+                    Message::Fault { address } => inner.faults.push(address / PAGE),
+                    Message::Fork { child } => self.fork(shared, inner, Uffd::new(sys::adopt(child))),
+                    Message::Remap { from, to, bytes } => self.remap(shared, inner, from, to, bytes),
+                    Message::Remove { start, end } => self.remove(shared, inner, start, end),
+                    Message::Unmap { start, end } => self.unmap(shared, inner, start, end),
+                }
+            }
+            if read < MESSAGES_MAX {
+                return;
             }
         }
     }
@@ -58,9 +65,11 @@ impl Space {
         child.wiped = inner.wiped.clone();
         let mut buffer = [0_u8; PAGE as usize];
         for (&page, &slot) in &inner.staged {
-            let whole = sys::read_memory(self.pid.load(Relaxed), inner.slot_address(slot), &mut buffer) == Ok(buffer.len());
+            let whole =
+                sys::read_memory(self.pid.load(Relaxed), inner.slot_address(slot), &mut buffer) == Ok(buffer.len());
             if !whole || shared.store.put(child.key(page), &buffer).is_err() {
-                return shared.fail_stop(self.pid.load(Relaxed), "a page in staging could not be stored for a forked child");
+                return shared
+                    .fail_stop(self.pid.load(Relaxed), "a page in staging could not be stored for a forked child");
             }
             child.set_place(page, Place::Stored);
         }
@@ -175,7 +184,11 @@ impl Space {
 
 /// Splits a run of pages where its source or its target passes from one object of the store to the next:
 /// `(pages left in the object, source, target, pages)`.
-fn split_by_object(mut from: PageNumber, mut to: PageNumber, mut pages: u64) -> Vec<(u64, PageNumber, PageNumber, u64)> {
+fn split_by_object(
+    mut from: PageNumber,
+    mut to: PageNumber,
+    mut pages: u64,
+) -> Vec<(u64, PageNumber, PageNumber, u64)> {
     const OBJECT_PAGES: u64 = 1 << 32;
     let mut out = Vec::new();
     while pages > 0 {

@@ -13,25 +13,32 @@ use std::os::fd::AsFd;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
+use tmem::Key;
+
 use crate::agent::Batch;
 use crate::counters::add;
 use crate::fault::Scratch;
-use crate::pages::{Meta, PageNumber, Place};
+use crate::pages::{PageNumber, Place};
 use crate::proc;
 use crate::shared::{BATCH_PAGES, Shared};
 use crate::space::{Inner, Space};
 use crate::sys::{self, Errno, Filled, PAGE, Region};
 
 /// MOVEs in one message to the agent: bounds how long faults wait for the lock.
-const MOVES_MAX: usize = 96;
+const MOVES_MAX: usize = 64;
 
-/// Queue entries looked at for one batch before giving up for now.
-const LOOKS_MAX: usize = 8192;
+/// Pages looked at for one batch: bounds how long the lock is held when most of them are hot.
+const LOOKS_MAX: usize = 2048;
+
+/// Turns that a page sits out which would not move, or could not be stored.
+const STUCK_CREDIT: u32 = 3;
 
 /// A page on its way out.
 struct Item {
     page: PageNumber,
+    key: Key,
     slot: u32,
+    address: u64,
     cached: bool,
     /// What became of it outside the lock.
     stored: bool,
@@ -50,8 +57,8 @@ pub struct Evictor {
 pub struct Step {
     /// Pages that left.
     pub pages: u64,
-    /// Bytes that this freed, what the store took already taken off.
-    pub freed: i64,
+    /// True if it only looked at pages that were too hot to leave: another step may find colder ones.
+    pub looked: bool,
 }
 
 impl Evictor {
@@ -70,19 +77,17 @@ impl Evictor {
         self.items.clear();
         {
             let mut inner = space.lock();
-            if !self.move_out(shared, space, &mut inner) {
-                return Step::default();
-            }
+            let looked = self.move_out(shared, space, &mut inner);
             space.pump(shared, &mut inner, &mut self.scratch);
+            if self.items.is_empty() {
+                return Step { pages: 0, looked };
+            }
         }
-        if self.items.is_empty() {
-            return Step::default();
-        }
-        let stored = self.compress(shared, space);
+        self.compress(shared, space);
         let mut inner = space.lock();
         let pages = self.commit(shared, space, &mut inner);
         space.pump(shared, &mut inner, &mut self.scratch);
-        Step { pages, freed: (pages * PAGE) as i64 - stored as i64 }
+        Step { pages, looked: true }
     }
 
     /// Empties this evictor's staging in `space` when there is no next batch to do it with.
@@ -102,7 +107,7 @@ impl Evictor {
         self.worker * BATCH_PAGES..(self.worker + 1) * BATCH_PAGES
     }
 
-    /// Step 1. False if nothing can be evicted here.
+    /// Step 1. True if there were pages to look at, although perhaps none to take.
     fn move_out(&mut self, shared: &Shared, space: &Space, inner: &mut Inner) -> bool {
         let pid = space.pid.load(Relaxed);
         // A stopped process has a stopped agent, which would keep us waiting with the lock held.
@@ -110,11 +115,11 @@ impl Evictor {
             return false;
         }
         space.pump(shared, inner, &mut self.scratch);
-        let runs = choose(shared, space, inner, pid);
+        let (runs, looks) = choose(shared, space, inner, pid);
         let mut batch = Batch::default();
         self.add_trash(shared, inner, &mut batch);
         if runs.is_empty() && batch.is_empty() {
-            return false;
+            return looks >= LOOKS_MAX;
         }
         let mut slot = self.slots().start as u32;
         let mut moves = Vec::with_capacity(runs.len());
@@ -140,17 +145,33 @@ impl Evictor {
             let moved = (batch.word(words + 4) as i64).max(0) as u64 / PAGE;
             self.moved(shared, inner, run, moved, batch.result(call).err(), slot);
         }
-        true
+        looks > 0
     }
 
     /// Notes the outcome of one MOVE.
-    fn moved(&mut self, shared: &Shared, inner: &mut Inner, run: Range<PageNumber>, moved: u64, error: Option<Errno>, slot: u32) {
+    fn moved(
+        &mut self,
+        shared: &Shared,
+        inner: &mut Inner,
+        run: Range<PageNumber>,
+        moved: u64,
+        error: Option<Errno>,
+        slot: u32,
+    ) {
         for i in 0..moved {
             let (page, slot) = (run.start + i, slot + i as u32);
             let before = inner.set_place(page, Place::Staged);
             inner.staged.insert(page, slot);
             inner.slots[slot as usize] = Some(page);
-            self.items.push(Item { page, slot, cached: before.is_cached(), stored: false });
+            let address = inner.slot_address(slot);
+            self.items.push(Item {
+                page,
+                key: inner.key(page),
+                slot,
+                address,
+                cached: before.is_cached(),
+                stored: false,
+            });
         }
         add(&shared.counters.pages_evicted, moved);
         let failed = run.start + moved;
@@ -175,7 +196,7 @@ impl Evictor {
             }
             _ => {
                 let meta = inner.pages.get(failed);
-                inner.pages.set(failed, meta.stuck(true).with_credit(Meta::CREDIT_MAX));
+                inner.pages.set(failed, meta.stuck(true).with_credit(STUCK_CREDIT));
                 inner.arrive(shared, failed, 1);
                 add(&shared.counters.pages_stuck, 1);
             }
@@ -185,16 +206,14 @@ impl Evictor {
         }
     }
 
-    /// Step 2. Returns the bytes that the store took.
-    fn compress(&mut self, shared: &Shared, space: &Space) -> u64 {
+    /// Step 2.
+    fn compress(&mut self, shared: &Shared, space: &Space) {
         let pid = space.pid.load(Relaxed);
-        let staging = space.lock().staging;
         let mut runs: Vec<(u64, usize)> = Vec::new();
         for item in &self.items {
-            let address = staging + u64::from(item.slot) * PAGE;
             match runs.last_mut() {
-                Some((start, bytes)) if *start + *bytes as u64 == address => *bytes += PAGE as usize,
-                _ => runs.push((address, PAGE as usize)),
+                Some((start, bytes)) if *start + *bytes as u64 == item.address => *bytes += PAGE as usize,
+                _ => runs.push((item.address, PAGE as usize)),
             }
         }
         let bytes = self.items.len() * PAGE as usize;
@@ -204,24 +223,20 @@ impl Evictor {
                 shared.fail_stop(pid, "pages in staging could not be read");
             }
             space.lock().dead = true;
-            return 0;
+            return;
         }
-        let keys: Vec<_> = {
-            let inner = space.lock();
-            self.items.iter().map(|i| inner.key(i.page)).collect()
-        };
         let mut taken = 0;
         for (i, item) in self.items.iter_mut().enumerate() {
             let page: &tmem::Page = self.buffer[i * PAGE as usize..][..PAGE as usize].try_into().expect("one page");
             if item.cached {
                 add(&shared.counters.swapcache_tries, 1);
-                if shared.store.matches(keys[i], page) {
+                if shared.store.matches(item.key, page) {
                     add(&shared.counters.swapcache_hits, 1);
                     item.stored = true;
                     continue;
                 }
             }
-            match shared.store.put(keys[i], page) {
+            match shared.store.put(item.key, page) {
                 Ok(put) => {
                     item.stored = true;
                     taken += put.stored_bytes as u64;
@@ -230,7 +245,6 @@ impl Evictor {
             }
         }
         shared.account.note(taken as i64);
-        taken
     }
 
     /// Step 3. Returns the pages that are stored now.
@@ -245,7 +259,7 @@ impl Evictor {
             let owner = inner.slots[item.slot as usize];
             if owner != Some(item.page) {
                 // It came back, was dropped or was moved elsewhere meanwhile.
-                shared.store.flush_page(inner.key(item.page));
+                shared.store.flush_page(item.key);
             }
             let Some(owner) = owner else { continue };
             if owner == item.page && item.stored {
@@ -286,7 +300,7 @@ impl Evictor {
         }
         inner.unstage(page);
         let meta = inner.pages.get(page);
-        inner.pages.set(page, meta.home().with_credit(Meta::CREDIT_MAX));
+        inner.pages.set(page, meta.home().with_credit(STUCK_CREDIT));
         inner.arrive(shared, page, 1);
         shared.account.note(PAGE as i64);
         add(&shared.counters.pages_incompressible, 1);
@@ -311,7 +325,7 @@ impl Evictor {
 }
 
 /// Chooses what leaves: runs of present pages from the old end of the queue.
-fn choose(shared: &Shared, space: &Space, inner: &mut Inner, pid: i32) -> Vec<Range<PageNumber>> {
+fn choose(shared: &Shared, space: &Space, inner: &mut Inner, pid: i32) -> (Vec<Range<PageNumber>>, usize) {
     if inner.queue.is_empty() {
         space.rescan(shared, inner);
     }
@@ -323,7 +337,7 @@ fn choose(shared: &Shared, space: &Space, inner: &mut Inner, pid: i32) -> Vec<Ra
         let Some(run) = inner.queue.pop_front() else { break };
         let mut stopped_at = None;
         for page in present(inner, run.page, run.pages.into()) {
-            if total == BATCH_PAGES || out.len() == MOVES_MAX {
+            if total == BATCH_PAGES || out.len() == MOVES_MAX || looks >= LOOKS_MAX {
                 stopped_at = Some(page);
                 break;
             }
@@ -352,7 +366,7 @@ fn choose(shared: &Shared, space: &Space, inner: &mut Inner, pid: i32) -> Vec<Ra
             inner.queue.push_front(crate::space::Run { page, pages, stamp: run.stamp });
         }
     }
-    out
+    (out, looks)
 }
 
 /// The pages of a run that are registered and in memory.

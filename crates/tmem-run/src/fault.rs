@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::Instant;
 
 use crate::counters::add;
-use crate::pages::{Meta, PageNumber, Place};
+use crate::pages::{PageNumber, Place};
 use crate::shared::Shared;
 use crate::space::{Inner, Space};
 use crate::streams::WINDOW_MAX;
@@ -90,7 +90,14 @@ impl Space {
         }
     }
 
-    fn serve(&self, shared: &Shared, inner: &mut Inner, scratch: &mut Scratch, page: PageNumber, may_park: bool) -> Served {
+    fn serve(
+        &self,
+        shared: &Shared,
+        inner: &mut Inner,
+        scratch: &mut Scratch,
+        page: PageNumber,
+        may_park: bool,
+    ) -> Served {
         if inner.dead {
             return Served::Done;
         }
@@ -194,7 +201,7 @@ impl Space {
         match self.uffd.copy(page * PAGE, buffer) {
             Filled::All => {
                 let meta = inner.pages.get(page);
-                inner.pages.set(page, meta.home().with_credit(Meta::CREDIT_MAX));
+                inner.pages.set(page, meta.home().heated());
                 inner.unstage(page);
                 inner.arrive(shared, page, 1);
                 shared.account.note(PAGE as i64);
@@ -256,12 +263,11 @@ impl Space {
             return;
         }
         let keep = shared.keeps_copies(asked);
-        let now = shared.epoch();
         for page in first..first + pages {
             let meta = inner.pages.get(page);
-            // Soon back means wanted: let it sit out a turn of the queue.
-            let soon = page == asked && now.wrapping_sub(meta.epoch()) < shared.epochs_per_turn();
-            inner.pages.set(page, meta.home().cached(keep).with_credit(u16::from(soon)));
+            let home = meta.home().cached(keep);
+            let soon = page == asked && pages == 1 && shared.is_soon(meta.epoch());
+            inner.pages.set(page, if soon { home.heated() } else { home.cooled() });
         }
         if !keep {
             (first..first + pages).for_each(|page| {

@@ -112,7 +112,10 @@ fn kill_all(mut pids: BTreeSet<i32>) {
     for _ in 0..50 {
         let children: Vec<i32> = pids.iter().flat_map(|&pid| proc::children(pid)).collect();
         pids.extend(children);
-        let alive = pids.iter().filter(|&&pid| sys::kill(pid, libc::SIGKILL) && !matches!(proc::state(pid), Some(('Z' | 'X', _)) | None)).count();
+        let alive = pids
+            .iter()
+            .filter(|&&pid| sys::kill(pid, libc::SIGKILL) && !matches!(proc::state(pid), Some(('Z' | 'X', _)) | None))
+            .count();
         if alive == 0 {
             return;
         }

@@ -1,4 +1,4 @@
-//! What the supervisor knows about each page of an address space: two bytes a page, in blocks of 2 MiB of address
+//! What the supervisor knows about each page of an address space: four bytes a page, in blocks of 2 MiB of address
 //! space that exist only where something is known. Also sets of address ranges. No kernel calls here.
 
 use std::collections::BTreeMap;
@@ -11,7 +11,7 @@ const BLOCK_PAGES: u64 = 512;
 
 /// Where a page's contents are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u16)]
+#[repr(u32)]
 pub enum Place {
     /// With its owner, or never touched: we hold nothing that is needed.
     Home = 0,
@@ -21,22 +21,25 @@ pub enum Place {
     Staged = 2,
 }
 
-/// All that is known about one page, in 16 bits:
+/// All that is known about one page, in 32 bits:
 ///
 /// | bits | meaning |
 /// |---|---|
 /// | 0-1 | [`Place`] |
 /// | 2 | *going*: `madvise` was about to drop this page when last heard of; not to be evicted |
 /// | 3 | *cached*: at home, and the store still holds a copy that may be valid |
-/// | 4-5 | *credit*: turns of the queue that the page may still sit out |
-/// | 6 | *stuck*: moving it failed; it may be shared with a forked child |
-/// | 8-15 | *epoch* of the last eviction, modulo 256 |
+/// | 4 | *stuck*: moving it failed; it may be shared with a forked child |
+/// | 5-8 | *credit*: turns of the queue that the page may still sit out |
+/// | 9-11 | *heat*: how often in a row it came back soon after it was evicted |
+/// | 16-31 | *epoch* of the last eviction, modulo 65536 |
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Meta(u16);
+pub struct Meta(u32);
+
+const HISTORY: u32 = 0xffff_0e00;
 
 impl Meta {
-    /// Greatest credit.
-    pub const CREDIT_MAX: u16 = 3;
+    /// Greatest heat; a page of heat h sits out 2^h - 1 turns.
+    pub const HEAT_MAX: u32 = 4;
 
     /// The place.
     pub fn place(self) -> Place {
@@ -47,14 +50,14 @@ impl Meta {
         }
     }
 
-    /// At home, nothing else known but the epoch.
+    /// At home, nothing else known but its history.
     pub fn home(self) -> Meta {
-        Meta(self.0 & 0xff00)
+        Meta(self.0 & HISTORY)
     }
 
     /// The same page in another place, flags cleared.
     pub fn at(self, place: Place) -> Meta {
-        Meta(self.0 & 0xff00 | place as u16)
+        Meta(self.0 & HISTORY | place as u32)
     }
 
     /// True if the page is about to be dropped by its owner.
@@ -64,7 +67,7 @@ impl Meta {
 
     /// Sets or clears *going*.
     pub fn going(self, yes: bool) -> Meta {
-        Meta(self.0 & !4 | u16::from(yes) << 2)
+        Meta(self.0 & !4 | u32::from(yes) << 2)
     }
 
     /// True if the store holds a copy of this page, which is at home.
@@ -74,37 +77,48 @@ impl Meta {
 
     /// Sets or clears *cached*.
     pub fn cached(self, yes: bool) -> Meta {
-        Meta(self.0 & !8 | u16::from(yes) << 3)
-    }
-
-    /// Turns that the page may still sit out.
-    pub fn credit(self) -> u16 {
-        self.0 >> 4 & 3
-    }
-
-    /// Sets the credit.
-    pub fn with_credit(self, credit: u16) -> Meta {
-        Meta(self.0 & !0x30 | credit.min(Self::CREDIT_MAX) << 4)
+        Meta(self.0 & !8 | u32::from(yes) << 3)
     }
 
     /// True if moving it failed last time.
     pub fn is_stuck(self) -> bool {
-        self.0 & 0x40 != 0
+        self.0 & 0x10 != 0
     }
 
     /// Sets or clears *stuck*.
     pub fn stuck(self, yes: bool) -> Meta {
-        Meta(self.0 & !0x40 | u16::from(yes) << 6)
+        Meta(self.0 & !0x10 | u32::from(yes) << 4)
+    }
+
+    /// Turns that the page may still sit out.
+    pub fn credit(self) -> u32 {
+        self.0 >> 5 & 15
+    }
+
+    /// Sets the credit.
+    pub fn with_credit(self, credit: u32) -> Meta {
+        Meta(self.0 & !0x1e0 | credit.min(15) << 5)
+    }
+
+    /// Came back soon: hotter, with the credit that goes with it.
+    pub fn heated(self) -> Meta {
+        let heat = ((self.0 >> 9 & 7) + 1).min(Self::HEAT_MAX);
+        Meta(self.0 & !0xe00 | heat << 9).with_credit((1 << heat) - 1)
+    }
+
+    /// Came back after a long time: half as hot, no credit.
+    pub fn cooled(self) -> Meta {
+        Meta(self.0 & !0xe00 | (self.0 >> 9 & 7) / 2 << 9).with_credit(0)
     }
 
     /// Epoch of the last eviction.
-    pub fn epoch(self) -> u8 {
-        (self.0 >> 8) as u8
+    pub fn epoch(self) -> u16 {
+        (self.0 >> 16) as u16
     }
 
     /// Sets the epoch.
-    pub fn with_epoch(self, epoch: u8) -> Meta {
-        Meta(self.0 & 0xff | u16::from(epoch) << 8)
+    pub fn with_epoch(self, epoch: u16) -> Meta {
+        Meta(self.0 & 0xffff | u32::from(epoch) << 16)
     }
 }
 
@@ -274,11 +288,13 @@ mod tests {
 
     #[test]
     fn meta_keeps_its_parts_apart() {
-        let m = Meta::default().with_epoch(200).with_credit(3).cached(true).stuck(true).going(true);
-        assert_eq!((m.epoch(), m.credit()), (200, 3));
+        let m = Meta::default().with_epoch(60_000).heated().heated().cached(true).stuck(true).going(true);
+        assert_eq!((m.epoch(), m.credit()), (60_000, 3));
         assert!(m.is_cached() && m.is_stuck() && m.is_going());
         let stored = m.at(Place::Stored);
-        assert_eq!((stored.place(), stored.epoch(), stored.credit()), (Place::Stored, 200, 0));
+        assert_eq!((stored.place(), stored.epoch(), stored.credit()), (Place::Stored, 60_000, 0));
+        assert_eq!(stored.heated().credit(), 7);
+        assert_eq!((stored.cooled().credit(), stored.cooled().heated().credit()), (0, 3));
         assert!(!stored.is_cached() && !stored.is_stuck() && !stored.is_going());
     }
 
@@ -292,7 +308,11 @@ mod tests {
             let a = (seed >> 33) % 64;
             let b = (a + 1 + (seed >> 40) % 9).min(64);
             let add = seed >> 50 & 1 == 0;
-            if add { set.insert(a, b) } else { set.remove(a, b) }
+            if add {
+                set.insert(a, b)
+            } else {
+                set.remove(a, b)
+            }
             model[a as usize..b as usize].fill(add);
             for i in 0..64 {
                 assert_eq!(set.containing(i).is_some(), model[i as usize], "step {step} page {i} of {set:?}");

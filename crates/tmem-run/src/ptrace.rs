@@ -170,7 +170,7 @@ pub fn let_go(tid: i32, status: i32) -> bool {
 /// Stops every thread of a process once and lets it go: afterwards no thread is still inside a system call that
 /// it had begun before (a stop happens only on the way back to the program, or in an interruptible sleep).
 pub fn quiesce(pid: i32) -> bool {
-    crate::proc::threads(pid).into_iter().all(|tid| {
-        matches!(Stopped::stop(tid, Duration::from_millis(50)), Ok(_) | Err(StopError::Gone(None)))
-    })
+    crate::proc::threads(pid)
+        .into_iter()
+        .all(|tid| matches!(Stopped::stop(tid, Duration::from_millis(50)), Ok(_) | Err(StopError::Gone(None))))
 }

@@ -19,6 +19,10 @@ use crate::sys::{self, PAGE};
 /// Pages that one evictor takes out at a time.
 pub const BATCH_PAGES: usize = 256;
 
+/// The store must never refuse: what a program needs is kept even over the budget, and the budget is ours to keep,
+/// over targets and store together. So the store's own limit is out of reach.
+const STORE_BUDGET_FACTOR: u64 = 64;
+
 /// Smallest budget that leaves a program something beside the supervisor's own memory.
 pub const RAM_BYTES_MIN: u64 = 12 << 20;
 
@@ -79,7 +83,8 @@ pub struct Shared {
 impl Shared {
     /// State for a budget of `ram` bytes with `handlers` threads that serve faults and `evictors` that evict.
     pub fn new(ram: u64, handlers: usize, evictors: usize, guard: Guard) -> Result<Shared, Error> {
-        let store = Store::new(Config::new(ram.saturating_mul(64))).map_err(|e| Error::own(format!("the page store: {e}")))?;
+        let store = Store::new(Config::new(ram.saturating_mul(STORE_BUDGET_FACTOR)))
+            .map_err(|e| Error::own(format!("the page store: {e}")))?;
         let device = OpenOptions::new().read(true).write(true).open("/dev/userfaultfd").ok().map(OwnedFd::from);
         let epolls = (0..handlers).map(|_| epoll_create()).collect::<Result<Vec<_>, _>>();
         Ok(Shared {
@@ -120,19 +125,21 @@ impl Shared {
     }
 
     /// Counts evicted pages; gives the epoch they were evicted in.
-    pub fn evicted(&self, pages: u64) -> u8 {
+    pub fn evicted(&self, pages: u64) -> u16 {
         self.evictions.fetch_add(pages, Relaxed);
         self.epoch()
     }
 
-    /// Time measured in evictions: one epoch is a sixteenth of the budget evicted.
-    pub fn epoch(&self) -> u8 {
-        (self.evictions.load(Relaxed) / (self.limits.ram / PAGE / 16).max(1)) as u8
+    /// Time measured in evictions: in 64 epochs as many pages are evicted as the budget has.
+    fn epoch(&self) -> u16 {
+        (self.evictions.load(Relaxed) / (self.limits.ram / PAGE / 64).max(1)) as u16
     }
 
-    /// Epochs in which as many pages are evicted as fit the budget: what comes back sooner is in use.
-    pub fn epochs_per_turn(&self) -> u8 {
-        16
+    /// True if a page evicted in `epoch` comes back so soon that it must have been in use all the time: before an
+    /// eighth of the budget was evicted after it. (Refault distance, as in the kernel's mm/workingset.c; here it
+    /// stands in for the access bit that user space cannot see.)
+    pub fn is_soon(&self, epoch: u16) -> bool {
+        self.epoch().wrapping_sub(epoch) <= 8
     }
 
     /// True while memory may be given out.
@@ -191,7 +198,7 @@ impl Shared {
         let id = space.id;
         self.spaces.write().unwrap_or_else(PoisonError::into_inner).insert(id, space);
         for epoll in &self.epolls {
-            let mut event = libc::epoll_event { events: libc::EPOLLIN as u32, u64: id };
+            let mut event = libc::epoll_event { events: (libc::EPOLLIN | libc::EPOLLEXCLUSIVE) as u32, u64: id };
             // SAFETY: both descriptors are open and `event` lives across the call.
             unsafe { libc::epoll_ctl(epoll.as_raw_fd(), libc::EPOLL_CTL_ADD, raw, &mut event) };
         }

@@ -6,8 +6,17 @@ use crate::sys::{Errno, check};
 
 /// Signals that a supervisor takes note of.
 const WATCHED: [i32; 11] = [
-    libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGTERM, libc::SIGUSR1, libc::SIGUSR2, libc::SIGWINCH, libc::SIGCHLD,
-    libc::SIGCONT, libc::SIGTSTP, libc::SIGALRM,
+    libc::SIGHUP,
+    libc::SIGINT,
+    libc::SIGQUIT,
+    libc::SIGTERM,
+    libc::SIGUSR1,
+    libc::SIGUSR2,
+    libc::SIGWINCH,
+    libc::SIGCHLD,
+    libc::SIGCONT,
+    libc::SIGTSTP,
+    libc::SIGALRM,
 ];
 
 /// One signal that arrived.

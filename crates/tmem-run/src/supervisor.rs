@@ -68,7 +68,11 @@ pub fn run(command: &[OsString], options: &Options) -> Result<Outcome, Error> {
         Err(e) => {
             guard.dismiss();
             let text = format!("'{}': {}", program.to_string_lossy(), io_text(&e));
-            return Err(if e.kind() == std::io::ErrorKind::NotFound { Error::not_found(text) } else { Error::not_runnable(text) });
+            return Err(if e.kind() == std::io::ErrorKind::NotFound {
+                Error::not_found(text)
+            } else {
+                Error::not_runnable(text)
+            });
         }
     };
     let tree = Tree::new(Root::Below { guard: guard.pid() });
@@ -99,10 +103,13 @@ pub fn attach(pid: u32, options: &Options) -> Result<Outcome, Error> {
 }
 
 fn io_text(e: &std::io::Error) -> String {
-    e.raw_os_error().map_or_else(|| e.to_string(), |n| {
-        let text = std::io::Error::from_raw_os_error(n).to_string();
-        text.split(" (os error").next().unwrap_or(&text).to_owned()
-    })
+    e.raw_os_error().map_or_else(
+        || e.to_string(),
+        |n| {
+            let text = std::io::Error::from_raw_os_error(n).to_string();
+            text.split(" (os error").next().unwrap_or(&text).to_owned()
+        },
+    )
 }
 
 fn check_budget(options: &Options) -> Result<(), Error> {
@@ -186,12 +193,21 @@ struct Supervisor {
 }
 
 impl Supervisor {
-    fn new(options: &Options, guard: Guard, signals: Signals, tree: Tree, main: i32, ours: bool) -> Result<Supervisor, Error> {
+    fn new(
+        options: &Options,
+        guard: Guard,
+        signals: Signals,
+        tree: Tree,
+        main: i32,
+        ours: bool,
+    ) -> Result<Supervisor, Error> {
         let control = Control::claim(main)?;
         let processors = std::thread::available_parallelism().map_or(1, usize::from);
         let handlers = processors.min(8);
         let shared = Arc::new(Shared::new(options.ram_bytes, handlers, processors.clamp(1, 4), guard)?);
         workers::start(&shared, handlers);
+        // The program was started before, so it does not inherit this.
+        workers::raise_priority(-10);
         let now = Instant::now();
         Ok(Supervisor {
             options: options.clone(),
@@ -252,18 +268,10 @@ impl Supervisor {
             self.shared.need_room();
         }
         self.watch_full(total);
-        if std::env::var_os("TMEM_DEBUG").is_some() && self.drawn.elapsed() > Duration::from_secs(1) { // DEBUG
-            self.drawn = Instant::now();
-            eprintln!("total {} est {} fruitless {} limits {:?}", total, self.shared.account.estimate(), self.shared.fruitless.load(Relaxed), limits);
-            for (pid, p) in &self.tree.processes { eprintln!("  {pid} {p:?}"); }
-            for s in self.shared.spaces() { if let Some(i) = s.try_lock() {
-                eprintln!("  space {} pid {} faults {:?} parked {:x?}/{} queue {} staged {} agent {} dead {} going {:?}", s.id, s.pid.load(Relaxed), i.faults, i.parked.iter().map(|p|p.0).collect::<Vec<_>>(), s.parked.load(Relaxed), i.queue.len(), i.staged.len(), i.agent.is_some(), i.dead, i.going_since);
-            } else { eprintln!("  space {} locked", s.id); } }
-        }
         self.draw(total);
-        // Memory can grow by some 3 GB a second and processor: look again before the rest of the budget is gone.
+        // Memory can grow by some 3 GB a second and processor: look again before the room to the trigger is gone.
         let room = limits.trigger.saturating_sub(total);
-        Duration::from_micros((room / (4 << 10)).clamp(1_000, 20_000))
+        Duration::from_micros((room / (6 << 10)).clamp(1_000, 20_000))
     }
 
     fn sample(&mut self) -> u64 {
@@ -383,7 +391,9 @@ impl Supervisor {
 
     /// Over the budget, and nothing that could be done about it for a while?
     fn watch_full(&mut self, total: u64) {
-        let stuck = !self.released && total > self.shared.limits.ram + (1 << 20) && self.shared.fruitless.load(Relaxed) > 4;
+        let stuck = !self.released
+            && total > self.shared.limits.ram + (1 << 20)
+            && (self.shared.fruitless.load(Relaxed) > 4 || self.shared.patience().is_zero());
         if !stuck {
             self.over_since = None;
             return;
@@ -417,7 +427,10 @@ impl Supervisor {
     }
 
     fn draw(&mut self, total: u64) {
-        if !self.options.progress || self.drawn.elapsed() < Duration::from_millis(250) || !std::io::stderr().is_terminal() {
+        if !self.options.progress
+            || self.drawn.elapsed() < Duration::from_millis(250)
+            || !std::io::stderr().is_terminal()
+        {
             return;
         }
         self.drawn = Instant::now();
@@ -502,7 +515,9 @@ impl Supervisor {
     fn finished(&mut self) -> Option<Ending> {
         let ending = match self.ending {
             Some(ending) => ending,
-            None if !self.main_is_ours && matches!(proc::state(self.main), Some(('Z' | 'X', _)) | None) => Ending::Exited(0),
+            None if !self.main_is_ours && matches!(proc::state(self.main), Some(('Z' | 'X', _)) | None) => {
+                Ending::Exited(0)
+            }
             None => return None,
         };
         // Others of the tree may still need pages that only we have.

@@ -100,6 +100,9 @@ pub enum Filled {
     NoMemory,
 }
 
+/// Messages that one [`Uffd::read`] may give.
+pub const MESSAGES_MAX: usize = 8;
+
 /// A userfaultfd of some process, held by us.
 #[derive(Debug)]
 pub struct Uffd {
@@ -180,16 +183,13 @@ impl Uffd {
         }
     }
 
-    /// Reads one message; `None` when there is none now.
-    pub fn read(&self) -> Option<Message> {
-        let mut raw = [0_u64; 4];
-        // SAFETY: the buffer is 32 bytes, the size of one uffd_msg, and lives across the call.
-        let got = unsafe { libc::read(self.raw(), raw.as_mut_ptr().cast(), 32) };
-        if got != 32 {
-            return None;
-        }
-        let event = raw[0] & 0xff;
-        Some(match event {
+    /// Reads the messages that wait, at most [`MESSAGES_MAX`]; empty when there is none now. Every fork message
+    /// among them carries a descriptor that the caller must adopt.
+    pub fn read(&self) -> impl Iterator<Item = Message> + use<> {
+        let mut raw = [[0_u64; 4]; MESSAGES_MAX];
+        // SAFETY: the buffer is exactly as large as stated and lives across the call; a uffd_msg is 32 bytes.
+        let got = unsafe { libc::read(self.raw(), raw.as_mut_ptr().cast(), size_of_val(&raw)) };
+        raw.into_iter().take(got.max(0) as usize / 32).map(|raw| match raw[0] & 0xff {
             0x12 => Message::Fault { address: raw[2] },
             0x13 => Message::Fork { child: raw[1] as u32 as RawFd },
             0x14 => Message::Remap { from: raw[1], to: raw[2], bytes: raw[3] },
@@ -384,9 +384,7 @@ pub fn receive_packet(socket: &OwnedFd, out: &mut [u8]) -> Result<(usize, Option
 pub fn packet_pair() -> Result<(OwnedFd, OwnedFd), Errno> {
     let mut fds = [0_i32; 2];
     // SAFETY: `fds` has room for the two descriptors.
-    let r = unsafe {
-        libc::socketpair(libc::AF_UNIX, libc::SOCK_SEQPACKET | libc::SOCK_CLOEXEC, 0, fds.as_mut_ptr())
-    };
+    let r = unsafe { libc::socketpair(libc::AF_UNIX, libc::SOCK_SEQPACKET | libc::SOCK_CLOEXEC, 0, fds.as_mut_ptr()) };
     check(r.into())?;
     // SAFETY: the kernel just gave us both descriptors.
     Ok(unsafe { (OwnedFd::from_raw_fd(fds[0]), OwnedFd::from_raw_fd(fds[1])) })

@@ -74,7 +74,15 @@ impl Tree {
         for (pid, (started, parent)) in seen {
             let process = self.processes.entry(pid).or_insert_with(|| {
                 changed = true;
-                Process { started, anonymous: 0, shmem: 0, share: 1.0, borrowed: parent != 0, space: None, refused: None }
+                Process {
+                    started,
+                    anonymous: 0,
+                    shmem: 0,
+                    share: 1.0,
+                    borrowed: parent != 0,
+                    space: None,
+                    refused: None,
+                }
             });
             if process.borrowed {
                 process.borrowed = sys::same_address_space(parent, pid);

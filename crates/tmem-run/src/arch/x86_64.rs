@@ -86,7 +86,7 @@ global_asm!(
     "mov eax, 39", // getpid
     "syscall",
     "mov edi, eax",
-    "mov esi, 9", // SIGKILL
+    "mov esi, 9",  // SIGKILL
     "mov eax, 62", // kill
     "syscall",
     "6:",
