@@ -111,9 +111,10 @@ impl Agent {
     /// Puts an agent into process `pid`.
     pub fn inject(pid: i32) -> Result<Agent, InjectError> {
         proc::check_fit(pid).map_err(InjectError::Unfit)?;
+        let mut thread = Stopped::stop(pid, Duration::from_millis(20))?;
+        // Looked up only now: before the stop the process may have become another program.
         let vdso = proc::find_in_vdso(pid, arch::SYSCALL_INSTRUCTION)
             .ok_or(InjectError::Unfit("it has no vDSO to run system calls through"))?;
-        let mut thread = Stopped::stop(pid, Duration::from_millis(20))?;
         let area_bytes = PAGE + BUFFER_BYTES;
         let prot = (libc::PROT_READ | libc::PROT_WRITE) as u64;
         let flags = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS) as u64;
@@ -268,8 +269,9 @@ impl Agent {
         // The thread is gone when its socket closes; only then may the code under it go.
         let mut end = [0_u8; 8];
         let _ = sys::receive_packet(&self.socket, &mut end);
-        let Some(vdso) = proc::find_in_vdso(self.pid, arch::SYSCALL_INSTRUCTION) else { return };
-        if let Ok(mut thread) = Stopped::stop(self.pid, Duration::from_millis(100)) {
+        if let Ok(mut thread) = Stopped::stop(self.pid, Duration::from_millis(100))
+            && let Some(vdso) = proc::find_in_vdso(self.pid, arch::SYSCALL_INSTRUCTION)
+        {
             let _ = thread.system_call(vdso, libc::SYS_munmap, [self.area, PAGE + BUFFER_BYTES, 0, 0, 0, 0]);
         }
     }

@@ -103,9 +103,11 @@ impl Stopped {
                 None => return Err(StopError::Busy),
                 Some(status) if status >> 16 == 0 && libc::WSTOPSIG(status) == libc::SIGTRAP => break,
                 // A job-control stop or a second interrupt: go on with what was begun.
-                Some(_) => {
+                Some(status) if status >> 16 == PTRACE_EVENT_STOP => {
                     ptrace(how, self.tid, 0, 0)?;
                 }
+                // Every signal that could be blocked is; this is a fault of the call itself.
+                Some(_) => return Err(StopError::Busy),
             }
         }
         Ok(arch::result(&self.registers()?))

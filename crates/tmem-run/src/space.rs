@@ -43,6 +43,8 @@ pub struct Run {
 pub struct Space {
     /// Our number for it.
     pub id: u64,
+    /// Contents of the tag page: our number.
+    tag_page: Box<[u8; PAGE as usize]>,
     /// Serves its faults.
     pub uffd: Uffd,
     /// Its process, 0 while a forked child has not been found yet.
@@ -130,21 +132,22 @@ impl Space {
         inner.tag = map_tag(&agent)?;
         uffd.register(inner.tag, PAGE).map_err(|e| InjectError::Ours("registering", e))?;
         let space = Space::assemble(shared, uffd, inner);
-        space.mark();
         space.equip(shared, pid, agent, Some(number))?;
         Ok(space)
     }
 
     /// A forked child's address space: served from now on, its process still to be found.
     pub fn forked(shared: &Shared, uffd: Uffd, inner: Inner) -> Arc<Space> {
-        let space = Space::assemble(shared, uffd, inner);
-        space.mark();
-        space
+        Space::assemble(shared, uffd, inner)
     }
 
     fn assemble(shared: &Shared, uffd: Uffd, inner: Inner) -> Arc<Space> {
+        let id = shared.next_id();
+        let mut tag_page = Box::new([0; PAGE as usize]);
+        tag_page[..8].copy_from_slice(&id.to_le_bytes());
         Arc::new(Space {
-            id: shared.next_id(),
+            id,
+            tag_page,
             uffd,
             pid: AtomicI32::new(0),
             oldest: AtomicU64::new(u64::MAX),
@@ -192,18 +195,15 @@ impl Space {
         self.inner.try_lock().ok()
     }
 
-    fn mark(&self) {
-        let mut page = [0_u8; PAGE as usize];
-        page[..8].copy_from_slice(&self.id.to_le_bytes());
-        let tag = self.lock().tag;
-        while let Filled::Changing(0) = self.uffd.copy(tag, &page) {
-            std::thread::yield_now();
-        }
-    }
-
     /// True if this space is the one that process `pid` lives in.
     pub fn is_of(&self, pid: i32) -> bool {
-        let tag = self.lock().tag;
+        let tag = {
+            let inner = self.lock();
+            if self.probe(&inner) != Probe::Quiet {
+                return false;
+            }
+            inner.tag
+        };
         let Ok(pagemap) = File::open(format!("/proc/{pid}/pagemap")) else { return false };
         let mut region = [Region::default()];
         let Ok((1, _)) = sys::scan_present(pagemap.as_fd(), tag, tag + PAGE, &mut region) else { return false };
@@ -211,9 +211,10 @@ impl Space {
         sys::read_memory(pid, tag, &mut id).is_ok() && u64::from_le_bytes(id) == self.id
     }
 
-    /// Asks the kernel whether an event is under way.
+    /// Asks the kernel whether an event is under way: a COPY to the tag page says so. The first that succeeds also
+    /// puts our number there, by which [`Space::is_of`] knows the address space.
     pub fn probe(&self, inner: &Inner) -> Probe {
-        match self.uffd.copy(inner.tag, &[0; PAGE as usize]) {
+        match self.uffd.copy(inner.tag, &self.tag_page[..]) {
             Filled::Changing(_) => Probe::Changing,
             Filled::Dead => Probe::Dead,
             _ => Probe::Quiet,

@@ -391,14 +391,15 @@ impl Supervisor {
 
     /// Over the budget, and nothing that could be done about it for a while?
     fn watch_full(&mut self, total: u64) {
-        let stuck = !self.released
-            && total > self.shared.limits.ram + (1 << 20)
-            && (self.shared.fruitless.load(Relaxed) > 4 || self.shared.patience().is_zero());
-        if !stuck {
+        let shared = &self.shared;
+        if self.released || total <= shared.limits.ram + (1 << 20) {
             self.over_since = None;
             return;
         }
-        if self.over_since.get_or_insert_with(Instant::now).elapsed() < Duration::from_millis(200) || self.told_full {
+        // Either eviction says that it finds nothing, or it had a second and did not get there.
+        let barren = shared.fruitless.load(Relaxed) > 0 || shared.patience().is_zero();
+        let enough = Duration::from_millis(if barren { 200 } else { 1000 });
+        if self.over_since.get_or_insert_with(Instant::now).elapsed() < enough || self.told_full {
             return;
         }
         self.told_full = true;
