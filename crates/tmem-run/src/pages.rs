@@ -108,7 +108,7 @@ impl Meta {
 
     /// Came back after a long time: half as hot, no credit.
     pub fn cooled(self) -> Meta {
-        Meta(self.0 & !0xe00 | (self.0 >> 9 & 7) / 2 << 9).with_credit(0)
+        Meta(self.0 & !0xe00 | ((self.0 >> 9 & 7) / 2) << 9).with_credit(0)
     }
 
     /// Epoch of the last eviction.

@@ -89,10 +89,7 @@ pub fn attach(pid: u32, options: &Options) -> Result<Outcome, Error> {
     check_target(pid)?;
     let guard = Guard::start().map_err(|e| Error::own(format!("the guard process cannot be started: {e}")))?;
     let signals = Signals::open().map_err(|e| Error::own(format!("signalfd: {e}")))?;
-    let mut supervisor = match Supervisor::new(options, guard, signals, Tree::new(Root::Process(pid)), pid, false) {
-        Ok(supervisor) => supervisor,
-        Err(e) => return Err(e),
-    };
+    let mut supervisor = Supervisor::new(options, guard, signals, Tree::new(Root::Process(pid)), pid, false)?;
     // An attachment should fail now, not when memory runs short.
     supervisor.tree.refresh();
     if let Err(e) = supervisor.take_charge(pid) {

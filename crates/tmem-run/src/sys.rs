@@ -149,7 +149,7 @@ impl Uffd {
 
     /// Copies whole pages to `address` and wakes who waits there.
     pub fn copy(&self, address: u64, pages: &[u8]) -> Filled {
-        debug_assert!(pages.len() as u64 % PAGE == 0 && !pages.is_empty());
+        debug_assert!((pages.len() as u64).is_multiple_of(PAGE) && !pages.is_empty());
         let mut arg = [address, pages.as_ptr() as u64, pages.len() as u64, 0, 0];
         let outcome = self.ioctl(UFFDIO_COPY, &mut arg);
         Self::filled(outcome, arg[4] as i64)

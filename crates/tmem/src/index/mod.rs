@@ -1,7 +1,7 @@
 //! The index: from a key to the word that says where the page is.
 //!
-//! Sixty-four neighbouring indexes of an object share a [leaf](leaf), which holds one [`Word`] per page that is there.
-//! Leaves live in [shards](shard), each behind a lock of its own; the [directory](directory) knows which leaves an
+//! Sixty-four neighbouring indexes of an object share a [`leaf`], which holds one [`Word`] per page that is there.
+//! Leaves live in shards ([`shard`]), each behind a lock of its own; the [`directory`] knows which leaves an
 //! object has, so that flushing a huge range costs no more than what is in it.
 
 pub(crate) mod directory;

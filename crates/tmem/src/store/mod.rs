@@ -88,7 +88,7 @@ struct Events {
     corrupt: AtomicU64,
 }
 
-/// A store of pages with a hard byte budget. See the [crate](crate) for what it promises.
+/// A store of pages with a hard byte budget. See the [crate] for what it promises.
 pub struct Store {
     budget: Arc<Budget>,
     contexts: Contexts,
