@@ -8,7 +8,7 @@ use crate::counters::add;
 use crate::pages::{PageNumber, Place};
 use crate::proc;
 use crate::shared::Shared;
-use crate::space::{Inner, Space, object};
+use crate::space::{Inner, OBJECT_PAGES, SLOTS, Space, index, object};
 use crate::sys::{self, MESSAGES_MAX, Message, PAGE, Region, Uffd};
 
 impl Space {
@@ -41,6 +41,7 @@ impl Space {
             Ok(pool) => pool,
             Err(e) => return shared.fail_stop(self.pid.load(Relaxed), &format!("a fork could not be followed: {e}")),
         };
+        shared.store.flush_object(pool, SLOTS);
         let mut child = Inner::new(pool);
         child.forked = true;
         child.tag = inner.tag;
@@ -89,12 +90,9 @@ impl Space {
         // What lay at the new place was unmapped by the same call and told before; nothing of it is left.
         let (first, count, target) = (from / PAGE, bytes / PAGE, to / PAGE);
         self.forget(shared, inner, target, target + count);
-        for (object_end, from, to, pages) in split_by_object(first, target, count) {
-            debug_assert!(pages > 0 && object_end >= pages);
-            let range = from as u32..(from as u32).wrapping_add(pages as u32);
-            if range.start < range.end {
-                shared.store.rekey_range(inner.pool, object(from), range, object(to), to as u32);
-            }
+        for (from, to, pages) in split_by_object(first, target, count) {
+            let range = index(from)..index(from) + pages;
+            shared.store.rekey_range(inner.pool, object(from), range, object(to), index(to));
         }
         inner.pages.rekey(first..first + count, target);
         let staged: Vec<(PageNumber, u32)> =
@@ -123,27 +121,30 @@ impl Space {
     /// pages that are present now are on their way out and must not be evicted with their old contents.
     fn remove(&self, shared: &Shared, inner: &mut Inner, start: u64, end: u64) {
         self.forget(shared, inner, start / PAGE, end / PAGE);
-        let mut marked = false;
-        match inner.pagemap.as_ref().and_then(|f| f.try_clone().ok()) {
-            Some(pagemap) => {
-                let mut regions = [Region::default(); 128];
-                let mut at = start;
-                while at < end {
-                    let Ok((found, next)) = sys::scan_present(pagemap.as_fd(), at, end, &mut regions) else { break };
-                    for r in &regions[..found] {
-                        marked = true;
-                        (r.start / PAGE..r.end / PAGE).for_each(|p| inner.pages.set(p, inner.pages.get(p).going(true)));
-                    }
-                    if next <= at {
-                        break;
-                    }
-                    at = next;
+        self.mark_going(inner, start, end);
+    }
+
+    /// Marks the present pages of a range as going.
+    pub fn mark_going(&self, inner: &mut Inner, start: u64, end: u64) {
+        inner.removes.push((start, end));
+        // A forked child without an agent cannot be looked at; nothing of it is evicted before it can.
+        let mut marked = inner.pagemap.is_none();
+        if let Some(pagemap) = inner.pagemap.as_ref().and_then(|f| f.try_clone().ok()) {
+            let mut regions = [Region::default(); 128];
+            let mut at = start;
+            while at < end {
+                let Ok((found, next)) = sys::scan_present(pagemap.as_fd(), at, end, &mut regions) else { break };
+                for r in &regions[..found] {
+                    marked = true;
+                    (r.start / PAGE..r.end / PAGE).for_each(|p| inner.pages.set(p, inner.pages.get(p).going(true)));
                 }
+                if next <= at {
+                    break;
+                }
+                at = next;
             }
-            // A forked child without an agent: nothing of it is evicted before its threads were seen at rest.
-            None => marked = true,
         }
-        if marked {
+        if marked && inner.going_since.is_none() {
             inner.going_since = Some(Instant::now());
         }
     }
@@ -169,13 +170,8 @@ impl Space {
             inner.unstage(page);
         }
         if held {
-            for (_, from, _, pages) in split_by_object(first, first, end - first) {
-                let low = from as u32;
-                let last = (u64::from(low) + pages).min(u64::from(u32::MAX)) as u32;
-                shared.store.flush_range(inner.pool, object(from), low..last);
-                if u64::from(low) + pages > u64::from(u32::MAX) {
-                    shared.store.flush_page(inner.key(from + pages - 1));
-                }
+            for (from, _, pages) in split_by_object(first, first, end - first) {
+                shared.store.flush_range(inner.pool, object(from), index(from)..index(from) + pages);
             }
         }
         inner.pages.forget(first..end);
@@ -183,18 +179,12 @@ impl Space {
 }
 
 /// Splits a run of pages where its source or its target passes from one object of the store to the next:
-/// `(pages left in the object, source, target, pages)`.
-fn split_by_object(
-    mut from: PageNumber,
-    mut to: PageNumber,
-    mut pages: u64,
-) -> Vec<(u64, PageNumber, PageNumber, u64)> {
-    const OBJECT_PAGES: u64 = 1 << 32;
+/// `(source, target, pages)`.
+fn split_by_object(mut from: PageNumber, mut to: PageNumber, mut pages: u64) -> Vec<(PageNumber, PageNumber, u32)> {
     let mut out = Vec::new();
     while pages > 0 {
-        let room = (OBJECT_PAGES - from % OBJECT_PAGES).min(OBJECT_PAGES - to % OBJECT_PAGES);
-        let n = pages.min(room);
-        out.push((room, from, to, n));
+        let n = pages.min(OBJECT_PAGES - from % OBJECT_PAGES).min(OBJECT_PAGES - to % OBJECT_PAGES);
+        out.push((from, to, n as u32));
         (from, to, pages) = (from + n, to + n, pages - n);
     }
     out
@@ -206,9 +196,8 @@ mod tests {
 
     #[test]
     fn runs_split_at_object_borders() {
-        let border = 1_u64 << 32;
-        assert_eq!(split_by_object(5, 9, 3).iter().map(|x| (x.1, x.2, x.3)).collect::<Vec<_>>(), [(5, 9, 3)]);
-        let parts: Vec<_> = split_by_object(border - 2, 10, 5).iter().map(|x| (x.1, x.2, x.3)).collect();
-        assert_eq!(parts, [(border - 2, 10, 2), (border, 12, 3)]);
+        let border = OBJECT_PAGES;
+        assert_eq!(split_by_object(5, 9, 3), [(5, 9, 3)]);
+        assert_eq!(split_by_object(border - 2, 10, 5), [(border - 2, 10, 2), (border, 12, 3)]);
     }
 }

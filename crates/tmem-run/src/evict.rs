@@ -21,7 +21,7 @@ use crate::fault::Scratch;
 use crate::pages::{PageNumber, Place};
 use crate::proc;
 use crate::shared::{BATCH_PAGES, Shared};
-use crate::space::{Inner, Space};
+use crate::space::{Inner, SLOTS, Space, index, object};
 use crate::sys::{self, Errno, Filled, PAGE, Region};
 
 /// MOVEs in one message to the agent: bounds how long faults wait for the lock.
@@ -37,11 +37,23 @@ const STUCK_CREDIT: u32 = 3;
 struct Item {
     page: PageNumber,
     key: Key,
+    slot_key: Key,
     slot: u32,
     address: u64,
     cached: bool,
-    /// What became of it outside the lock.
-    stored: bool,
+    copy: Copy,
+}
+
+/// Where the contents of a page on its way out are, outside the lock.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Copy {
+    /// Only in staging.
+    None,
+    /// In the store, under the key of the staging slot: an eviction under way and what else may happen to the
+    /// page's address meanwhile never meet in one key.
+    New,
+    /// In the store, under the page's own key, from an earlier eviction.
+    Kept,
 }
 
 /// What one evictor thread works with.
@@ -93,6 +105,9 @@ impl Evictor {
     /// Empties this evictor's staging in `space` when there is no next batch to do it with.
     pub fn rest(&mut self, shared: &Shared, space: &Space) {
         let mut inner = space.lock();
+        if !matches!(proc::state(space.pid.load(Relaxed)), Some(('R' | 'S' | 'D', _))) {
+            return;
+        }
         if inner.dead || inner.untrashed.get(self.worker).is_none_or(|&n| n == 0) {
             return;
         }
@@ -167,10 +182,11 @@ impl Evictor {
             self.items.push(Item {
                 page,
                 key: inner.key(page),
+                slot_key: inner.slot_key(slot),
                 slot,
                 address,
                 cached: before.is_cached(),
-                stored: false,
+                copy: Copy::None,
             });
         }
         add(&shared.counters.pages_evicted, moved);
@@ -232,16 +248,13 @@ impl Evictor {
                 add(&shared.counters.swapcache_tries, 1);
                 if shared.store.matches(item.key, page) {
                     add(&shared.counters.swapcache_hits, 1);
-                    item.stored = true;
+                    item.copy = Copy::Kept;
                     continue;
                 }
             }
-            match shared.store.put(item.key, page) {
-                Ok(put) => {
-                    item.stored = true;
-                    taken += put.stored_bytes as u64;
-                }
-                Err(_) => item.stored = false,
+            if let Ok(put) = shared.store.put(item.slot_key, page) {
+                item.copy = Copy::New;
+                taken += put.stored_bytes as u64;
             }
         }
         shared.account.note(taken as i64);
@@ -256,26 +269,34 @@ impl Evictor {
         let mut pages = 0;
         for (i, item) in self.items.iter().enumerate() {
             inner.in_flight.remove(&item.page);
-            let owner = inner.slots[item.slot as usize];
-            if owner != Some(item.page) {
-                // It came back, was dropped or was moved elsewhere meanwhile.
-                shared.store.flush_page(item.key);
-            }
-            let Some(owner) = owner else { continue };
-            if owner == item.page && item.stored {
-                inner.unstage(owner);
-                let meta = inner.pages.get(owner);
-                inner.pages.set(owner, meta.at(Place::Stored).with_epoch(epoch));
-                pages += 1;
-            } else {
-                let page = &self.buffer[i * PAGE as usize..][..PAGE as usize];
-                self.return_home(shared, space, inner, owner, page);
+            // It may have come back, been dropped or moved to another address meanwhile.
+            match (inner.slots[item.slot as usize], item.copy) {
+                (None, Copy::New) => drop(shared.store.flush_page(item.slot_key)),
+                // Another page may have been moved to this address, with its stored copy.
+                (None, Copy::Kept) if inner.pages.get(item.page).place() != Place::Stored => {
+                    shared.store.flush_page(item.key);
+                }
+                (None, _) => {}
+                (Some(owner), Copy::New) => {
+                    let slot = item.slot;
+                    shared.store.rekey_range(inner.pool, SLOTS, slot..slot + 1, object(owner), index(owner));
+                    stored(inner, owner, epoch);
+                    pages += 1;
+                }
+                (Some(owner), Copy::Kept) if owner == item.page => {
+                    stored(inner, owner, epoch);
+                    pages += 1;
+                }
+                (Some(owner), _) => {
+                    let page = &self.buffer[i * PAGE as usize..][..PAGE as usize];
+                    self.return_home(shared, space, inner, owner, page);
+                }
             }
         }
         pages
     }
 
-    /// A page that cannot be stored, or that changed its address on the way, goes back to its owner.
+    /// A page that could not be stored goes back to its owner.
     fn return_home(&self, shared: &Shared, space: &Space, inner: &mut Inner, page: PageNumber, bytes: &[u8]) {
         let mut bytes_now = [0_u8; PAGE as usize];
         bytes_now.copy_from_slice(bytes);
@@ -322,6 +343,13 @@ impl Evictor {
         batch.call(libc::SYS_madvise, [inner.trash + at, bytes, libc::MADV_DONTNEED as u64, 0, 0, 0]);
         shared.account.note(-(bytes as i64));
     }
+}
+
+/// Notes that a staged page is in the store now.
+fn stored(inner: &mut Inner, page: PageNumber, epoch: u16) {
+    inner.unstage(page);
+    let meta = inner.pages.get(page);
+    inner.pages.set(page, meta.at(Place::Stored).with_epoch(epoch));
 }
 
 /// Chooses what leaves: runs of present pages from the old end of the queue.

@@ -169,6 +169,13 @@ pub fn let_go(tid: i32, status: i32) -> bool {
     ptrace(libc::PTRACE_DETACH, tid, 0, signal as u64).is_ok()
 }
 
+/// Stops the threads of a process but the first, until the guards are dropped: while an agent is put in place and
+/// mappings are registered, they could fill the rest of the budget several times.
+pub fn hold_others(pid: i32) -> Vec<Stopped> {
+    let others = crate::proc::threads(pid).into_iter().filter(|&tid| tid != pid);
+    others.filter_map(|tid| Stopped::stop(tid, Duration::from_millis(3)).ok()).collect()
+}
+
 /// Stops every thread of a process once and lets it go: afterwards no thread is still inside a system call that
 /// it had begun before (a stop happens only on the way back to the program, or in an interruptible sleep).
 pub fn quiesce(pid: i32) -> bool {

@@ -94,8 +94,10 @@ pub struct Inner {
     pub parked: VecDeque<(PageNumber, Instant)>,
     /// `/proc/PID/pagemap`.
     pub pagemap: Option<File>,
-    /// When the program last announced that it drops pages which were present.
+    /// Since when pages are marked as going.
     pub going_since: Option<Instant>,
+    /// Ranges that the program announced to drop since it was last seen at rest.
+    pub removes: Vec<(u64, u64)>,
     /// True once it forked or was forked: present pages may be shared.
     pub forked: bool,
     /// Mappings that a forked child finds empty, as of the last fork that we could look.
@@ -261,23 +263,34 @@ impl Space {
         self.publish(inner);
     }
 
-    /// Pages whose `madvise` was announced long ago and that are still there were given up by MADV_FREE, not dropped.
-    /// Once every thread was seen outside the kernel, no drop can be pending, and they may be evicted again.
-    pub fn settle_going(&self) {
-        let (since, pid) = (self.lock().going_since, self.pid.load(Relaxed));
-        if pid == 0 || since.is_none_or(|since| since.elapsed() < Duration::from_secs(1)) {
-            return;
-        }
+    /// Pages whose `madvise` was announced some time ago and that are still there were given up by MADV_FREE, not
+    /// dropped. Once every thread was seen outside the kernel, no drop that was announced before can be pending, and
+    /// they may be evicted again.
+    pub fn settle_going(&self, shared: &Shared) {
+        let pid = self.pid.load(Relaxed);
+        let before = {
+            let mut inner = self.lock();
+            if pid == 0 || inner.going_since.is_none_or(|since| since.elapsed() < Duration::from_millis(100)) {
+                return;
+            }
+            std::mem::take(&mut inner.removes)
+        };
         // Not under the lock: a thread may have to be served before it can come to rest.
         let at_rest = ptrace::quiesce(pid);
         let mut inner = self.lock();
         if !at_rest {
+            inner.removes.extend(before);
             inner.going_since = Some(Instant::now());
-        } else if inner.going_since == since {
-            inner.pages.update(0..u64::MAX, |_, meta| meta.going(false));
-            inner.going_since = None;
-            inner.queue.clear();
+            return;
         }
+        inner.pages.update(0..u64::MAX, |_, meta| meta.going(false));
+        inner.going_since = None;
+        // Those announced meanwhile are not over.
+        for (start, end) in std::mem::take(&mut inner.removes) {
+            self.mark_going(&mut inner, start, end);
+        }
+        self.rescan(shared, &mut inner);
+        self.publish(&inner);
     }
 
     /// Reads messages until no event is under way.
@@ -349,6 +362,7 @@ impl Inner {
             parked: VecDeque::new(),
             pagemap: None,
             going_since: None,
+            removes: Vec::new(),
             forked: false,
             wiped: Vec::new(),
             rescanned: Instant::now(),
@@ -359,7 +373,12 @@ impl Inner {
 
     /// Key of a page in the store.
     pub fn key(&self, page: PageNumber) -> Key {
-        Key { pool: self.pool, object: object(page), index: page as u32 }
+        Key { pool: self.pool, object: object(page), index: index(page) }
+    }
+
+    /// Key under which an evictor stores the page of a staging slot until it is known whose it is now.
+    pub fn slot_key(&self, slot: u32) -> Key {
+        Key { pool: self.pool, object: SLOTS, index: slot }
     }
 
     /// Appends pages to the queue of arrivals.
@@ -416,9 +435,20 @@ impl Inner {
     }
 }
 
-/// Object of the store that holds a page: 16 TiB of address space each.
+/// Pages of address space that one object of the store holds: 8 TiB, so that the end of every range is an index.
+pub const OBJECT_PAGES: u64 = 1 << 31;
+
+/// Object of the store that holds the pages on their way in, by staging slot.
+pub const SLOTS: ObjectId = ObjectId([u64::MAX; 3]);
+
+/// Object of the store that holds a page.
 pub fn object(page: PageNumber) -> ObjectId {
-    ObjectId::from(page >> 32)
+    ObjectId::from(page / OBJECT_PAGES)
+}
+
+/// Index of a page in its object.
+pub fn index(page: PageNumber) -> u32 {
+    (page % OBJECT_PAGES) as u32
 }
 
 /// Maps memory in the target that its children do not inherit.

@@ -76,7 +76,11 @@ pub fn run(command: &[OsString], options: &Options) -> Result<Outcome, Error> {
         }
     };
     let tree = Tree::new(Root::Below { guard: guard.pid() });
-    Supervisor::new(options, guard, signals, tree, child, true)?.supervise()
+    let supervisor = Supervisor::new(options, guard, signals, tree, child, true).inspect_err(|_| {
+        // Better no program than one without its budget.
+        sys::kill(child, libc::SIGKILL);
+    })?;
+    supervisor.supervise()
 }
 
 /// Takes a running process and everything below it under management, until it ends or is detached.
@@ -182,6 +186,8 @@ struct Supervisor {
     started: Instant,
     report: Report,
     refreshed: Instant,
+    /// How long the last look at the tree took.
+    refreshing: Duration,
     over_since: Option<Instant>,
     told_full: bool,
     /// Detached by request: nothing is managed any more.
@@ -219,6 +225,7 @@ impl Supervisor {
             started: now,
             report: Report { ram_limit_bytes: options.ram_bytes, ..Report::default() },
             refreshed: now - Duration::from_secs(1),
+            refreshing: Duration::ZERO,
             over_since: None,
             told_full: false,
             released: false,
@@ -249,14 +256,17 @@ impl Supervisor {
         let total = self.sample();
         let limits = self.shared.limits;
         let near = total > limits.trigger;
-        if self.refreshed.elapsed() > Duration::from_millis(if near { 8 } else { 20 }) {
-            self.refreshed = Instant::now();
+        // A new process can fill the budget before we know of it; looking costs at most a hundredth of the time.
+        if self.refreshed.elapsed() > (self.refreshing * 100).clamp(Duration::from_millis(5), Duration::from_millis(50))
+        {
+            let start = Instant::now();
             if self.tree.refresh() && !self.released {
                 let pids: Vec<i32> = self.tree.processes.keys().copied().collect();
                 self.shared.guard_processes(&pids);
             }
             self.drop_dead_spaces();
             self.find_children();
+            (self.refreshed, self.refreshing) = (Instant::now(), start.elapsed());
         }
         if near && !self.released {
             self.manage();
@@ -268,7 +278,7 @@ impl Supervisor {
         self.draw(total);
         // Memory can grow by some 3 GB a second and processor: look again before the room to the trigger is gone.
         let room = limits.trigger.saturating_sub(total);
-        Duration::from_micros((room / (6 << 10)).clamp(1_000, 20_000))
+        Duration::from_micros((room / (6 << 10)).clamp(1_000, 10_000))
     }
 
     fn sample(&mut self) -> u64 {
@@ -313,12 +323,13 @@ impl Supervisor {
                 space.survey(&self.shared, &mut inner);
                 space.pump(&self.shared, &mut inner, &mut self.scratch);
                 drop(inner);
-                space.settle_going();
+                space.settle_going(&self.shared);
             }
         }
     }
 
     fn take_charge(&mut self, pid: i32) -> Result<(), InjectError> {
+        let held = ptrace::hold_others(pid);
         let result = Space::manage(&self.shared, pid).map(|space| {
             self.shared.adopt(Arc::clone(&space));
             let mut inner = space.lock();
@@ -327,6 +338,7 @@ impl Supervisor {
             drop(inner);
             space.id
         });
+        drop(held);
         self.note_charge(pid, &result);
         result.map(|_| ())
     }
@@ -481,6 +493,11 @@ impl Supervisor {
                 continue;
             }
             if libc::WIFSTOPPED(status) {
+                // A shell that stopped the job waits for us to stop too. A plain SIGSTOP was meant for the program
+                // alone, and its SIGCONT may come to it alone: we must be there then.
+                if libc::WSTOPSIG(status) == libc::SIGSTOP {
+                    continue;
+                }
                 sys::kill(std::process::id() as i32, libc::SIGSTOP);
                 sys::kill(self.main, libc::SIGCONT);
             } else {
