@@ -256,8 +256,8 @@ impl Supervisor {
         let total = self.sample();
         let limits = self.shared.limits;
         let near = total > limits.trigger;
-        // A new process can fill the budget before we know of it; looking costs at most a hundredth of the time.
-        if self.refreshed.elapsed() > (self.refreshing * 100).clamp(Duration::from_millis(5), Duration::from_millis(50))
+        // A new process can fill the budget before we know of it; looking costs at most a twentieth of one processor.
+        if self.refreshed.elapsed() > (self.refreshing * 20).clamp(Duration::from_millis(5), Duration::from_millis(50))
         {
             let start = Instant::now();
             if self.tree.refresh() && !self.released {
