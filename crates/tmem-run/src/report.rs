@@ -2,7 +2,8 @@
 
 use serde::Serialize;
 
-/// Percentiles of the time from reading a fault to its page being in place, in nanoseconds.
+/// Percentiles of the time from taking a fault up to its page being in place (from parking it, if it waited for
+/// room), in nanoseconds.
 #[derive(Clone, Copy, Debug, Default, Serialize)]
 pub struct FaultTimes {
     /// Faults measured.
@@ -44,7 +45,7 @@ pub struct Report {
     pub compression_ratio: f64,
     /// Bytes over the budget at worst; 0 when it was kept.
     pub over_budget_peak_bytes: u64,
-    /// Times the tree was over its budget with nothing left to shrink.
+    /// 1 if the tree was over its budget with nothing left to shrink, which is told once.
     pub on_full_events: u64,
     /// Processes that were given an agent.
     pub processes_managed: u64,

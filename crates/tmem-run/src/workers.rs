@@ -42,8 +42,8 @@ fn spawn(name: String, body: impl FnOnce() + Send + 'static) -> thread::JoinHand
 
 /// Handlers wait for the same descriptors, each through an epoll of its own that wakes exclusively: a fault wakes one
 /// of them, the first that waits, so one busy thread of the program keeps to one handler, and the scheduler places the
-/// two beside each other. Binding a handler to each processor and waking all of them was measured: as fast, but with a
-/// quarter more processor time (docs/decisions.md).
+/// two beside each other. Binding a handler to each processor and waking all of them was measured: slower, with a quarter
+/// more processor time (docs/decisions.md).
 fn serve_faults(shared: &Shared, which: usize) {
     raise_priority(-10);
     let mut scratch = Scratch::default();
