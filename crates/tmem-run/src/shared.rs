@@ -159,7 +159,7 @@ impl Shared {
         if self.is_at_floor() || stored > self.limits.ram - self.limits.ram / 8 {
             return Duration::ZERO;
         }
-        Duration::from_millis(if self.fruitless.load(Relaxed) == 0 { 4 } else { 0 })
+        Duration::from_millis(if self.fruitless.load(Relaxed) == 0 { 12 } else { 0 })
     }
 
     /// True when so little is left with the programs that taking more would stop them: what they need does not fit
