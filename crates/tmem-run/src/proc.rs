@@ -185,7 +185,8 @@ mod tests {
         let me = std::process::id() as i32;
         assert!(anonymous_bytes(me).unwrap() > 0);
         assert!(threads(me).contains(&me));
-        assert_eq!(state(me).unwrap().0, 'R');
+        // The first thread of a test runner sleeps while a test runs.
+        assert!(matches!(state(me).unwrap().0, 'R' | 'S'));
         assert!(find_in_vdso(me, arch::SYSCALL_INSTRUCTION).is_some());
     }
 }
