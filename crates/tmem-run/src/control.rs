@@ -17,24 +17,36 @@ fn address(kind: &str, pid: i32) -> std::io::Result<SocketAddr> {
 /// The sockets of one supervisor.
 pub struct Control {
     listener: UnixListener,
-    _self_mark: UnixListener,
+    _mark: Mark,
+}
+
+/// What makes a supervisor known as one, from before it starts a program.
+pub struct Mark {
+    _listener: UnixListener,
+}
+
+impl Mark {
+    /// Marks this process.
+    pub fn new() -> Result<Mark, Error> {
+        let me = std::process::id() as i32;
+        let bound = address("supervisor", me).and_then(|a| UnixListener::bind_addr(&a));
+        let listener = bound.map_err(|e| Error::own(format!("the control socket cannot be made: {e}")))?;
+        Ok(Mark { _listener: listener })
+    }
 }
 
 impl Control {
     /// Claims process `target` for this supervisor.
-    pub fn claim(target: i32) -> Result<Control, Error> {
+    pub fn claim(target: i32, mark: Mark) -> Result<Control, Error> {
         let failed = |e: std::io::Error| match e.kind() {
             std::io::ErrorKind::AddrInUse => {
                 Error::own(format!("process {target} is already managed by tmem; `tmem detach {target}` frees it"))
             }
             _ => Error::own(format!("the control socket cannot be made: {e}")),
         };
-        let me = std::process::id() as i32;
-        let bind = |kind, pid| UnixListener::bind_addr(&address(kind, pid)?);
-        let listener = bind("target", target).map_err(failed)?;
+        let listener = address("target", target).and_then(|a| UnixListener::bind_addr(&a)).map_err(failed)?;
         listener.set_nonblocking(true).map_err(failed)?;
-        let mark = bind("supervisor", me).map_err(failed)?;
-        Ok(Control { listener, _self_mark: mark })
+        Ok(Control { listener, _mark: mark })
     }
 
     /// A request that waits, if any.

@@ -13,7 +13,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use crate::agent::{Agent, InjectError};
-use crate::control::{self, Control};
+use crate::control::{self, Control, Mark};
 use crate::error::Error;
 use crate::fault::Scratch;
 use crate::guard::Guard;
@@ -61,6 +61,7 @@ pub fn run(command: &[OsString], options: &Options) -> Result<Outcome, Error> {
     let Some((program, args)) = command.split_first() else { return Err(Error::own("no command was given")) };
     // SAFETY: plain system call; orphans of the tree become our children instead of init's.
     unsafe { libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) };
+    let mark = Mark::new()?;
     let guard = Guard::start().map_err(|e| Error::own(format!("the guard process cannot be started: {e}")))?;
     let signals = Signals::open().map_err(|e| Error::own(format!("signalfd: {e}")))?;
     let child = match Command::new(program).args(args).spawn_unwaited() {
@@ -76,7 +77,7 @@ pub fn run(command: &[OsString], options: &Options) -> Result<Outcome, Error> {
         }
     };
     let tree = Tree::new(Root::Below { guard: guard.pid() });
-    let supervisor = Supervisor::new(options, guard, signals, tree, child, true).inspect_err(|_| {
+    let supervisor = Supervisor::new(options, (guard, mark), signals, tree, child, true).inspect_err(|_| {
         // Better no program than one without its budget.
         sys::kill(child, libc::SIGKILL);
     })?;
@@ -91,9 +92,10 @@ pub fn attach(pid: u32, options: &Options) -> Result<Outcome, Error> {
     check_budget(options)?;
     let pid = pid as i32;
     check_target(pid)?;
+    let mark = Mark::new()?;
     let guard = Guard::start().map_err(|e| Error::own(format!("the guard process cannot be started: {e}")))?;
     let signals = Signals::open().map_err(|e| Error::own(format!("signalfd: {e}")))?;
-    let mut supervisor = Supervisor::new(options, guard, signals, Tree::new(Root::Process(pid)), pid, false)?;
+    let mut supervisor = Supervisor::new(options, (guard, mark), signals, Tree::new(Root::Process(pid)), pid, false)?;
     // An attachment should fail now, not when memory runs short.
     supervisor.tree.refresh();
     if let Err(e) = supervisor.take_charge(pid) {
@@ -198,13 +200,13 @@ struct Supervisor {
 impl Supervisor {
     fn new(
         options: &Options,
-        guard: Guard,
+        (guard, mark): (Guard, Mark),
         signals: Signals,
         tree: Tree,
         main: i32,
         ours: bool,
     ) -> Result<Supervisor, Error> {
-        let control = Control::claim(main)?;
+        let control = Control::claim(main, mark)?;
         let processors = std::thread::available_parallelism().map_or(1, usize::from);
         let handlers = processors.min(8);
         let shared = Arc::new(Shared::new(options.ram_bytes, handlers, processors.clamp(1, 4), guard)?);
