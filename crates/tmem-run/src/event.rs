@@ -1,6 +1,5 @@
 //! What the program does to its own memory: each message changes what we hold, before anything else happens.
 
-use std::os::fd::AsFd;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Instant;
 
@@ -9,7 +8,7 @@ use crate::pages::{PageNumber, Place};
 use crate::proc;
 use crate::shared::Shared;
 use crate::space::{Inner, OBJECT_PAGES, SLOTS, Space, index, object};
-use crate::sys::{self, MESSAGES_MAX, Message, PAGE, Region, Uffd};
+use crate::sys::{self, MESSAGES_MAX, Message, PAGE, Uffd};
 
 impl Space {
     /// Reads all messages: events take effect at once, faults are collected.
@@ -126,26 +125,14 @@ impl Space {
 
     /// Marks the present pages of a range as going.
     pub fn mark_going(&self, inner: &mut Inner, start: u64, end: u64) {
-        inner.removes.push((start, end));
-        // A forked child without an agent cannot be looked at; nothing of it is evicted before it can.
-        let mut marked = inner.pagemap.is_none();
-        if let Some(pagemap) = inner.pagemap.as_ref().and_then(|f| f.try_clone().ok()) {
-            let mut regions = [Region::default(); 128];
-            let mut at = start;
-            while at < end {
-                let Ok((found, next)) = sys::scan_present(pagemap.as_fd(), at, end, &mut regions) else { break };
-                for r in &regions[..found] {
-                    marked = true;
-                    (r.start / PAGE..r.end / PAGE).for_each(|p| inner.pages.set(p, inner.pages.get(p).going(true)));
-                }
-                if next <= at {
-                    break;
-                }
-                at = next;
-            }
+        let present = inner.present_runs(start, end);
+        for r in &present {
+            (r.start / PAGE..r.end / PAGE).for_each(|p| inner.pages.set(p, inner.pages.get(p).going(true)));
         }
-        if marked && inner.going_since.is_none() {
-            inner.going_since = Some(Instant::now());
+        // A forked child without an agent cannot be looked at; nothing of it is evicted before it can.
+        if !present.is_empty() || inner.pagemap.is_none() {
+            inner.removes.push((start, end));
+            inner.going_since.get_or_insert_with(Instant::now);
         }
     }
 

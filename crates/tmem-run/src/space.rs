@@ -304,18 +304,8 @@ impl Space {
 
     /// Queues the present pages of a registered range.
     pub fn queue_present(&self, shared: &Shared, inner: &mut Inner, start: u64, end: u64) {
-        let Some(pagemap) = inner.pagemap.as_ref().and_then(|f| f.try_clone().ok()) else { return };
-        let mut regions = [Region::default(); 256];
-        let mut at = start;
-        while at < end {
-            let Ok((found, next)) = sys::scan_present(pagemap.as_fd(), at, end, &mut regions) else { return };
-            for r in &regions[..found] {
-                inner.arrive(shared, r.start / PAGE, (r.end - r.start) / PAGE);
-            }
-            if next <= at {
-                return;
-            }
-            at = next;
+        for r in inner.present_runs(start, end) {
+            inner.arrive(shared, r.start / PAGE, (r.end - r.start) / PAGE);
         }
     }
 
@@ -379,6 +369,23 @@ impl Inner {
     /// Key under which an evictor stores the page of a staging slot until it is known whose it is now.
     pub fn slot_key(&self, slot: u32) -> Key {
         Key { pool: self.pool, object: SLOTS, index: slot }
+    }
+
+    /// Runs of present pages in a range; none while the process cannot be looked at.
+    pub fn present_runs(&self, start: u64, end: u64) -> Vec<Region> {
+        let Some(pagemap) = &self.pagemap else { return Vec::new() };
+        let mut out = Vec::new();
+        let mut regions = [Region::default(); 256];
+        let mut at = start;
+        while at < end {
+            let Ok((found, next)) = sys::scan_present(pagemap.as_fd(), at, end, &mut regions) else { break };
+            out.extend_from_slice(&regions[..found]);
+            if next <= at {
+                break;
+            }
+            at = next;
+        }
+        out
     }
 
     /// Appends pages to the queue of arrivals.
