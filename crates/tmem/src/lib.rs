@@ -55,6 +55,7 @@ mod sync;
 pub mod testing;
 mod threads;
 
+pub use alloc::AllocatorKind;
 pub use codec::CodecKind;
 pub use error::{Error, ErrorKind};
 pub use key::{Key, ObjectId};

@@ -4,7 +4,7 @@
 #![cfg(loom)]
 
 use loom::sync::Arc;
-use tmem::{CodecKind, Config, Key, PAGE_SIZE, Page, PoolId, PoolKind, PoolOptions, Store};
+use tmem::{AllocatorKind, CodecKind, Config, Key, PAGE_SIZE, Page, PoolId, PoolKind, PoolOptions, Store};
 
 fn page(version: u8) -> Page {
     let mut page = [0; PAGE_SIZE];
@@ -16,7 +16,7 @@ fn page(version: u8) -> Page {
 
 /// A store with one page in a frame that compaction wants to empty.
 fn store() -> (Arc<Store>, PoolId) {
-    let config = Config::new(2 << 20).codec(CodecKind::Lz4).threads(1).shards(1);
+    let config = Config::new(2 << 20).codec(CodecKind::Lz4).allocator(AllocatorKind::Log).threads(1).shards(1);
     let store = Store::new(config).unwrap();
     let pool = store.create_pool(PoolKind::Persistent, PoolOptions::default()).unwrap();
     store.put(Key::new(pool, 0, 0), &page(1)).unwrap();

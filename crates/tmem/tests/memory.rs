@@ -2,7 +2,7 @@
 #![cfg(not(loom))]
 
 use tmem::testing::{Random, sample_page};
-use tmem::{Config, Key, PoolKind, PoolOptions, Store};
+use tmem::{AllocatorKind, Config, Key, PoolKind, PoolOptions, Store};
 
 fn resident_bytes() -> i64 {
     let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
@@ -19,15 +19,21 @@ fn assert_honest(store: &Store, before: i64, when: &str) {
 
 #[test]
 fn reported_memory_is_resident_memory() {
+    for allocator in [AllocatorKind::Log, AllocatorKind::Zsmalloc] {
+        reported_by(allocator);
+    }
+}
+
+fn reported_by(allocator: AllocatorKind) {
     let mut random = Random::new(1);
     let page = sample_page(&mut random);
     // Once through everything, so that the code itself is resident.
-    let warm = Store::new(Config::new(8 << 20)).unwrap();
+    let warm = Store::new(Config::new(8 << 20).allocator(allocator)).unwrap();
     let pool = warm.create_pool(PoolKind::Persistent, PoolOptions::default()).unwrap();
     warm.put(Key::new(pool, 1, 1), &page).unwrap();
     drop(warm);
     let before = resident_bytes();
-    let store = Store::new(Config::new(128 << 20)).unwrap();
+    let store = Store::new(Config::new(128 << 20).allocator(allocator)).unwrap();
     let pool = store.create_pool(PoolKind::Persistent, PoolOptions::default()).unwrap();
     for index in 0..40_000 {
         store.put(Key::new(pool, 1, index), &sample_page(&mut random)).unwrap();

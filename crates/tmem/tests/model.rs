@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 
 use tmem::testing::{Random, sample_page};
-use tmem::{CodecKind, Config, Key, ObjectId, PAGE_SIZE, Page, PoolId, PoolKind, PoolOptions, Store};
+use tmem::{AllocatorKind, CodecKind, Config, Key, ObjectId, PAGE_SIZE, Page, PoolId, PoolKind, PoolOptions, Store};
 
 /// What the model knows of a pool.
 struct Pool {
@@ -27,9 +27,9 @@ const BUDGET: u64 = 2 << 20;
 const INDEXES: u64 = 300;
 
 impl World {
-    fn new(seed: u64, codec: CodecKind) -> Self {
-        println!("seed {seed:#x}, {codec:?}");
-        let config = Config::new(BUDGET).codec(codec).threads(1);
+    fn new(seed: u64, codec: CodecKind, allocator: AllocatorKind) -> Self {
+        println!("seed {seed:#x}, {codec:?}, {allocator:?}");
+        let config = Config::new(BUDGET).codec(codec).allocator(allocator).threads(1);
         let mut world = Self {
             random: Random::new(seed),
             store: Store::new(config).unwrap(),
@@ -273,8 +273,8 @@ impl World {
 }
 
 /// Runs a world to its end and says whether it was hard: pages were refused, dropped and moved.
-fn run(seed: u64, codec: CodecKind, steps: usize) -> bool {
-    let mut world = World::new(seed, codec);
+fn run(seed: u64, codec: CodecKind, allocator: AllocatorKind, steps: usize) -> bool {
+    let mut world = World::new(seed, codec, allocator);
     for step in 0..steps {
         world.step();
         if step % 500 == 0 {
@@ -302,17 +302,25 @@ fn seed() -> u64 {
     }
 }
 
+const ALLOCATORS: [AllocatorKind; 2] = [AllocatorKind::Log, AllocatorKind::Zsmalloc];
+
 #[test]
 fn lz4_store_behaves_like_the_model() {
-    assert!(run(1, CodecKind::Lz4, 30_000), "the run was too easy");
+    for allocator in ALLOCATORS {
+        assert!(run(1, CodecKind::Lz4, allocator, 30_000), "the run was too easy");
+    }
 }
 
 #[test]
-fn default_store_behaves_like_the_model() {
-    assert!(run(2, CodecKind::default(), 30_000), "the run was too easy");
+fn zstd_store_behaves_like_the_model() {
+    for allocator in ALLOCATORS {
+        assert!(run(2, CodecKind::default(), allocator, 30_000), "the run was too easy");
+    }
 }
 
 #[test]
 fn a_new_seed_each_time() {
-    run(seed(), CodecKind::default(), 30_000);
+    for allocator in ALLOCATORS {
+        run(seed(), CodecKind::default(), allocator, 30_000);
+    }
 }

@@ -4,7 +4,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use tmem::testing::{Random, sample_page};
-use tmem::{Config, Key, ObjectId, PAGE_SIZE, Page, PoolId, PoolKind, PoolOptions, Store};
+use tmem::{AllocatorKind, Config, Key, ObjectId, PAGE_SIZE, Page, PoolId, PoolKind, PoolOptions, Store};
 
 /// A page that says whose it is and how old.
 fn page(random: &mut Random, owner: u64, index: u32, version: u64) -> Page {
@@ -60,8 +60,9 @@ fn own_keys(store: &Store, pool: PoolId, kind: PoolKind, owner: u64, steps: u32)
 
 #[test]
 fn no_thread_sees_an_old_page() {
-    for budget in [2 << 20, 16 << 20] {
-        let store = Store::new(Config::new(budget).threads(3)).unwrap();
+    let allocators = [AllocatorKind::Log, AllocatorKind::Zsmalloc];
+    for (budget, allocator) in [2 << 20, 16 << 20].into_iter().flat_map(|b| allocators.map(|a| (b, a))) {
+        let store = Store::new(Config::new(budget).allocator(allocator).threads(3)).unwrap();
         let kinds = [PoolKind::Ephemeral, PoolKind::Persistent];
         let pools = kinds.map(|kind| store.create_pool(kind, PoolOptions::default()).unwrap());
         let done = AtomicBool::new(false);

@@ -4,34 +4,21 @@
 //! longer, and a segment of one class can be dropped or kept as a whole. A frame whose last zpage has gone is dead. Dead
 //! frames are given back in batches, or used again without a page fault when their whole segment is reopened.
 //!
-//! A zpage: sixteen bytes of header, the payload, padding to eight bytes.
-//!
-//! | word | bits | |
-//! |---|---|---|
-//! | 0 | 0-15 | payload bytes |
-//! | 0 | 16-23 | encoding |
-//! | 0 | 24-31 | flags: dead, used |
-//! | 0 | 32-63 | check of the payload |
-//! | 1 | 0-63 | owner |
-//!
-//! Headers start at multiples of eight, so that the first word never lies across two frames: whoever walks a frame that
-//! holds at least one live zpage can read the length of every zpage that starts in it, dead ones too.
+//! Zpages start at multiples of eight, so that the first word of a header never lies across two frames: whoever walks a
+//! frame that holds at least one live zpage can read the length of every zpage that starts in it, dead ones too.
 
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
+use super::header::{DEAD, HEADER_BYTES, Header, USED, zpage_bytes};
 use super::segment::{FRAMES, NO_START, SEGMENT_BYTES, Segment, State};
 use super::{Allocator, Class, FrameId, Handle, NewZpage, NoRoom, Owner, Tenant, Tenants, Usage, Zpage};
 use crate::budget::{Budget, Purpose};
-use crate::codec::Encoding;
 use crate::frames::Frames;
 use crate::page::PAGE_SIZE;
 use crate::sync::{Mutex, lock};
 
-pub(crate) const HEADER_BYTES: usize = 16;
-const DEAD: u64 = 1 << 24;
-const USED: u64 = 1 << 25;
 const HEADS: usize = 4;
 /// Dead frames that may wait for company before they are given back; on top of it one in 128 of all.
 const DEAD_FRAMES_MAX: u64 = 16;
@@ -39,37 +26,6 @@ const SEGMENTS_AT_ONCE: usize = 2;
 /// Frames that are brought into memory at a time, as long as the budget has this many bytes to spare.
 const FRAMES_AHEAD: u32 = 8;
 const ROOM_AMPLE_BYTES: u64 = 1 << 20;
-
-const _: () = assert!(PAGE_SIZE < 1 << 16, "the payload length has sixteen bits");
-
-#[derive(Clone, Copy)]
-struct Header(u64);
-
-impl Header {
-    fn payload_bytes(self) -> usize {
-        (self.0 & 0xffff) as usize
-    }
-
-    fn zpage_bytes(self) -> usize {
-        zpage_bytes(self.payload_bytes())
-    }
-
-    fn encoding(self) -> Option<Encoding> {
-        Encoding::from_u8((self.0 >> 16) as u8)
-    }
-
-    fn is(self, flag: u64) -> bool {
-        self.0 & flag != 0
-    }
-
-    fn check(self) -> u32 {
-        (self.0 >> 32) as u32
-    }
-}
-
-fn zpage_bytes(payload_bytes: usize) -> usize {
-    HEADER_BYTES + payload_bytes.next_multiple_of(8)
-}
 
 /// The log of segments.
 pub(crate) struct Log {
@@ -318,12 +274,11 @@ impl Books {
 impl Allocator for Log {
     fn store(&self, class: Class, zpage: &NewZpage<'_>, purpose: Purpose) -> Result<Handle, NoRoom> {
         let payload_bytes = zpage.payload.len();
-        let word = payload_bytes as u64 | (zpage.encoding as u64) << 16 | u64::from(zpage.check) << 32;
         let mut books = lock(&self.books);
         let handle = self.place(&mut books, head_of(class, false), zpage_bytes(payload_bytes), purpose)?;
         books.usage.payload_bytes += payload_bytes as u64;
         let at = handle.0 as usize;
-        self.frames.word(at).store(word, Relaxed);
+        self.frames.word(at).store(Header::of(zpage).0, Relaxed);
         self.frames.word(at + 8).store(zpage.owner.0, Relaxed);
         let ahead = self.plan_ahead(&mut books, handle);
         // The copy needs no lock: whoever walks the frame reads only the header, and moves nothing that no word names.
@@ -486,6 +441,7 @@ fn runs(mut bits: u64) -> impl Iterator<Item = Range<usize>> {
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
+    use crate::codec::Encoding;
 
     fn log(budget: u64) -> (Log, Arc<Budget>) {
         let budget = Arc::new(Budget::new(budget));

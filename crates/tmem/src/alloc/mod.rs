@@ -7,12 +7,21 @@
 //! call because the caller holds the lock of the word that names it (any lock for reading, the exclusive one for freeing,
 //! moving and changing owners), or because no word names it yet or any more and the caller is the only one that knows it.
 
+mod any;
+mod header;
 mod log;
 mod segment;
+mod size_class;
 mod striped;
+mod zsmalloc;
 
-pub(crate) use log::{HEADER_BYTES, Log};
-pub(crate) use striped::{PART_BYTES_MAX, PARTS_MAX, Striped};
+pub use any::AllocatorKind;
+pub(crate) use any::AnyAllocator;
+pub(crate) use header::HEADER_BYTES;
+use log::Log;
+use striped::Striped;
+pub(crate) use striped::{PART_BYTES_MAX, PARTS_MAX};
+use zsmalloc::Zsmalloc;
 
 use crate::budget::Purpose;
 use crate::codec::Encoding;

@@ -80,9 +80,9 @@ impl Store {
         let mut own_bytes = 0;
         for (slot, word) in leaf.iter_mut() {
             if let Place::Ram(handle) = word.place() {
-                own_bytes += u64::from(self.log.payload_bytes(handle));
+                own_bytes += u64::from(self.zpages.payload_bytes(handle));
                 let row = rows.add(part, handle, 2, &self.budget);
-                self.log.set_owner(handle, Slot::Shared(row).into());
+                self.zpages.set_owner(handle, Slot::Shared(row).into());
                 *word = Word::shared(row);
             }
             copied.words[slot as usize] = Some(*word);

@@ -7,11 +7,12 @@ mod reclaim;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use crate::alloc::{Allocator, HEADER_BYTES, Handle, Log, NewZpage, NoRoom, PART_BYTES_MAX, PARTS_MAX, Striped};
+use crate::alloc::{
+    Allocator, AllocatorKind, AnyAllocator, HEADER_BYTES, Handle, NewZpage, NoRoom, PART_BYTES_MAX, PARTS_MAX,
+};
 use crate::budget::{Budget, Purpose};
 use crate::codec::{CodecKind, Contexts, Encoding};
 use crate::error::{Error, ErrorKind};
-use crate::frames::Frames;
 use crate::index::{Directory, LeafKey, Place, Shard, Shards, Slot, Word};
 use crate::key::Key;
 use crate::page::{PAGE_SIZE, Page, fill, payload_check, same_filled};
@@ -29,6 +30,8 @@ pub struct Config {
     pub budget_bytes: u64,
     /// What packs new pages.
     pub codec: CodecKind,
+    /// How packed pages are laid into frames.
+    pub allocator: AllocatorKind,
     /// Pages that can be packed, and pages that can be expanded, at the same time. More threads than that wait for each
     /// other. Each takes about 200 KiB with zstd once it is used.
     pub threads: usize,
@@ -41,13 +44,26 @@ impl Config {
     #[must_use]
     pub fn new(budget_bytes: u64) -> Self {
         let processors = std::thread::available_parallelism().map_or(1, usize::from);
-        Self { budget_bytes, codec: CodecKind::default(), threads: processors.min(8), shards: 64 }
+        Self {
+            budget_bytes,
+            codec: CodecKind::default(),
+            allocator: AllocatorKind::default(),
+            threads: processors.min(8),
+            shards: 64,
+        }
     }
 
     /// Sets [`codec`](Self::codec).
     #[must_use]
     pub fn codec(mut self, codec: CodecKind) -> Self {
         self.codec = codec;
+        self
+    }
+
+    /// Sets [`allocator`](Self::allocator).
+    #[must_use]
+    pub fn allocator(mut self, allocator: AllocatorKind) -> Self {
+        self.allocator = allocator;
         self
     }
 
@@ -92,7 +108,7 @@ struct Events {
 pub struct Store {
     budget: Arc<Budget>,
     contexts: Contexts,
-    log: Striped<Log>,
+    zpages: AnyAllocator,
     shards: Shards,
     directory: Directory,
     shared: SharedTable,
@@ -138,17 +154,12 @@ impl Store {
         let parts = config.threads.clamp(1, PARTS_MAX);
         let wanted = usize::try_from(budget_bytes.saturating_mul(RESERVE_FACTOR)).unwrap_or(usize::MAX);
         let wanted = wanted.max(RESERVE_BYTES_MIN).min(PART_BYTES_MAX * parts);
-        let clock = Arc::default();
-        let part = || {
-            let frames = Frames::reserve(wanted / parts, RESERVE_BYTES_LEAST)?;
-            Ok(Log::new(frames, Arc::clone(&budget), Arc::clone(&clock)))
-        };
-        let logs: Result<_, Error> = (0..parts).map(|_| part()).collect();
+        let zpages = AnyAllocator::new(config.allocator, &budget, parts, wanted / parts, RESERVE_BYTES_LEAST)?;
         let shards = Shards::new(config.shards.clamp(1, 1 << 16).next_power_of_two());
         budget.charge((size_of::<Self>() + shards.fixed_bytes()) as u64);
         Ok(Self {
             contexts: Contexts::new(config.codec, config.threads),
-            log: Striped::new(logs?),
+            zpages,
             budget,
             shards,
             directory: Directory::new(),
@@ -241,7 +252,7 @@ impl Store {
                 let owner = Slot::Entry { shard: number, leaf, slot }.into();
                 let (encoding, check, payload) = (parcel.encoding, parcel.check, parcel.payload);
                 let zpage = NewZpage { encoding, check, owner, payload };
-                self.log.store(state.class(), &zpage, Purpose::Admit).map(Word::ram)
+                self.zpages.store(state.class(), &zpage, Purpose::Admit).map(Word::ram)
             }
         };
         let word = match placed {
@@ -300,7 +311,7 @@ impl Store {
         match word.place() {
             Place::Fill(_) => shard.counters.same_filled += 1,
             Place::Ram(handle) => {
-                let bytes = self.log.payload_bytes(handle);
+                let bytes = self.zpages.payload_bytes(handle);
                 pool.bytes.fetch_add(bytes.into(), Relaxed);
             }
             Place::Shared(_) => {}
@@ -313,7 +324,7 @@ impl Store {
         match word.place() {
             Place::Fill(_) => shard.counters.same_filled -= 1,
             Place::Ram(handle) => {
-                let bytes = self.log.payload_bytes(handle);
+                let bytes = self.zpages.payload_bytes(handle);
                 pool.bytes.fetch_sub(bytes.into(), Relaxed);
             }
             Place::Shared(_) => {}
@@ -330,11 +341,11 @@ impl Store {
         match word.place() {
             Place::Fill(_) => {}
             Place::Ram(handle) => {
-                self.log.free(handle);
+                self.zpages.free(handle);
             }
             Place::Shared(row) => {
                 if let Some(handle) = self.shared.remove_word(row, &self.budget) {
-                    self.log.free(handle);
+                    self.zpages.free(handle);
                 }
             }
         }
@@ -422,7 +433,7 @@ impl Store {
     }
 
     fn expand(&self, handle: Handle, used: bool, out: &mut Page) -> Result<(), Error> {
-        let answer = self.log.read(handle, used, |zpage| {
+        let answer = self.zpages.read(handle, used, |zpage| {
             if payload_check(zpage.payload) != zpage.check {
                 let what = "its checksum is wrong";
                 return Err(ErrorKind::Corrupt { what }.into());
@@ -489,7 +500,7 @@ impl Store {
 
     /// Figures of the store. Shard by shard: with puts going on, they are of slightly different moments.
     pub fn stats(&self) -> Stats {
-        let usage = self.log.usage();
+        let usage = self.zpages.usage();
         let mut stats = Stats {
             zpages: usage.zpages,
             compressed_bytes: usage.payload_bytes,

@@ -257,7 +257,7 @@ impl Store {
         };
         if let Place::Ram(handle) = word.place() {
             let owner = Slot::Entry { shard: number, leaf, slot };
-            self.log.set_owner(handle, owner.into());
+            self.zpages.set_owner(handle, owner.into());
         }
         self.set_word(&mut shard, leaf, slot, word, pool);
     }

@@ -38,10 +38,10 @@ impl Store {
     /// A step of background work: closes holes and gives frames back, a bounded amount per call. May be called from any
     /// thread at any time; a good time is after every few hundred puts or flushes, and again while it answers `more`.
     pub fn maintain(&self) -> Maintenance {
-        let before = self.log.usage().frame_bytes;
+        let before = self.zpages.usage().frame_bytes;
         let moved = self.compact(WASTE_PART_IDLE, STEP_FRAMES_MAX);
-        self.log.give_back(false);
-        let usage = self.log.usage();
+        self.zpages.give_back(false);
+        let usage = self.zpages.usage();
         Maintenance {
             moved,
             returned_bytes: before.saturating_sub(usage.frame_bytes),
@@ -52,7 +52,7 @@ impl Store {
     /// Moves what lives in the next sparse frame, whether that pays or not, and says how many zpages that were.
     #[cfg(loom)]
     pub fn move_sparse(&self) -> u64 {
-        self.log.sparse_frame(PAGE_SIZE).map_or(0, |frame| self.empty(frame))
+        self.zpages.sparse_frame(PAGE_SIZE).map_or(0, |frame| self.empty(frame))
     }
 
     /// Empties sparse frames until the waste is below its part of the live bytes. Says how many zpages moved.
@@ -61,11 +61,11 @@ impl Store {
         let mut moved = 0;
         let mut enough = false;
         for _ in 0..frames_max {
-            enough = !waste_exceeds(&self.log.usage(), waste_part);
+            enough = !waste_exceeds(&self.zpages.usage(), waste_part);
             if enough {
                 break;
             }
-            match self.log.sparse_frame(level as usize * PAGE_SIZE / 16) {
+            match self.zpages.sparse_frame(level as usize * PAGE_SIZE / 16) {
                 Some(frame) => moved += self.empty(frame),
                 None if level < LEVEL_MAX => level += 1,
                 None => break,
@@ -81,7 +81,7 @@ impl Store {
     /// Moves all zpages out of a frame.
     fn empty(&self, frame: FrameId) -> u64 {
         let mut tenants = Tenants::new();
-        self.log.tenants(frame, &mut tenants);
+        self.zpages.tenants(frame, &mut tenants);
         let moved = tenants.as_slice().iter().filter(|tenant| self.relocate(tenant));
         moved.count() as u64
     }
@@ -98,8 +98,8 @@ impl Store {
                 if leaf.get(slot) != Some(Word::ram(handle)) {
                     return false;
                 }
-                let bytes = self.log.payload_bytes(handle);
-                let Ok(target) = self.log.relocate(handle) else {
+                let bytes = self.zpages.payload_bytes(handle);
+                let Ok(target) = self.zpages.relocate(handle) else {
                     return false;
                 };
                 leaf.set(slot, Word::ram(target));
@@ -110,8 +110,8 @@ impl Store {
                 if rows.find(row) != Some(handle) {
                     return false;
                 }
-                let bytes = self.log.payload_bytes(handle);
-                let Ok(target) = self.log.relocate(handle) else {
+                let bytes = self.zpages.payload_bytes(handle);
+                let Ok(target) = self.zpages.relocate(handle) else {
                     return false;
                 };
                 rows.set_handle(row, target);
@@ -128,16 +128,16 @@ impl Store {
         // The zpage may lie across one frame more than its length says.
         let wanted = ((bytes / PAGE_SIZE + 2) * PAGE_SIZE) as u64;
         for _ in 0..ROUNDS_MAX {
-            if self.log.give_back(true) > 0 && self.budget.has_room(wanted, Purpose::Admit) {
+            if self.zpages.give_back(true) > 0 && self.budget.has_room(wanted, Purpose::Admit) {
                 return true;
             }
-            let usage = self.log.usage();
+            let usage = self.zpages.usage();
             let progress = if waste_exceeds(&usage, WASTE_PART_SHORT) {
                 self.compact(WASTE_PART_SHORT, 16) > 0 || self.evict_coldest()
             } else {
                 self.evict_coldest() || self.compact(WASTE_PART_MIN, 16) > 0
             };
-            self.log.give_back(true);
+            self.zpages.give_back(true);
             if self.budget.has_room(wanted, Purpose::Admit) {
                 return true;
             }
@@ -150,13 +150,13 @@ impl Store {
 
     /// Drops the ephemeral pages of the oldest segment; those used since they were stored move on, once.
     fn evict_coldest(&self) -> bool {
-        let Some(frames) = self.log.coldest(Class::Ephemeral) else {
+        let Some(frames) = self.zpages.coldest(Class::Ephemeral) else {
             return false;
         };
         let mut tenants = Tenants::new();
         let mut gone = 0;
         for frame in frames {
-            self.log.tenants(FrameId(frame), &mut tenants);
+            self.zpages.tenants(FrameId(frame), &mut tenants);
             for tenant in tenants.as_slice() {
                 if tenant.class != Class::Ephemeral {
                     // The segment was emptied and filled again by somebody else meanwhile.

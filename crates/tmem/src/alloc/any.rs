@@ -1,0 +1,118 @@
+//! The allocator that a store was set up with.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use super::{
+    Allocator, Class, FrameId, Handle, Log, NewZpage, NoRoom, Owner, Striped, Tenants, Usage, Zpage, Zsmalloc,
+};
+use crate::budget::{Budget, Purpose};
+use crate::error::Error;
+use crate::frames::Frames;
+
+/// How zpages are laid into frames. The numbers behind the default are in `docs/decisions.md`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum AllocatorKind {
+    /// Segments filled in order of time: pages of one age lie together and can be taken back together. Random gets that
+    /// remove pages leave holes, which are closed by moving what lies beside them.
+    Log,
+    /// Size classes, after the kernel's zsmalloc: a hole is filled in place by the next page of its size, so that steady
+    /// use moves nothing. A frame mixes pages of all ages.
+    #[default]
+    Zsmalloc,
+}
+
+/// One of the allocators, in as many parts as threads may want to use at once.
+pub(crate) enum AnyAllocator {
+    Log(Striped<Log>),
+    Zsmalloc(Striped<Zsmalloc>),
+}
+
+impl AnyAllocator {
+    /// `parts` allocators side by side, each with address space for `bytes`, or at least `bytes_min`.
+    ///
+    /// # Errors
+    /// When the system gives no address space.
+    pub(crate) fn new(
+        kind: AllocatorKind,
+        budget: &Arc<Budget>,
+        parts: usize,
+        bytes: usize,
+        bytes_min: usize,
+    ) -> Result<Self, Error> {
+        let clock = Arc::default();
+        let frames: Result<Vec<_>, Error> = (0..parts).map(|_| Frames::reserve(bytes, bytes_min)).collect();
+        let frames = frames?.into_iter();
+        let with = |frames| (frames, Arc::clone(budget), Arc::clone(&clock));
+        Ok(match kind {
+            AllocatorKind::Log => {
+                let parts = frames.map(with).map(|(frames, budget, clock)| Log::new(frames, budget, clock));
+                Self::Log(Striped::new(parts.collect()))
+            }
+            AllocatorKind::Zsmalloc => {
+                let parts = frames.map(with).map(|(frames, budget, clock)| Zsmalloc::new(frames, budget, clock));
+                Self::Zsmalloc(Striped::new(parts.collect()))
+            }
+        })
+    }
+}
+
+macro_rules! either {
+    ($this:expr, $it:ident => $body:expr) => {
+        match $this {
+            AnyAllocator::Log($it) => $body,
+            AnyAllocator::Zsmalloc($it) => $body,
+        }
+    };
+}
+
+impl Allocator for AnyAllocator {
+    fn store(&self, class: Class, zpage: &NewZpage<'_>, purpose: Purpose) -> Result<Handle, NoRoom> {
+        either!(self, it => it.store(class, zpage, purpose))
+    }
+
+    fn read<R>(&self, handle: Handle, used: bool, with: impl FnOnce(Zpage<'_>) -> R) -> R {
+        either!(self, it => it.read(handle, used, with))
+    }
+
+    fn payload_bytes(&self, handle: Handle) -> u32 {
+        either!(self, it => it.payload_bytes(handle))
+    }
+
+    fn free(&self, handle: Handle) {
+        either!(self, it => it.free(handle));
+    }
+
+    fn relocate(&self, handle: Handle) -> Result<Handle, NoRoom> {
+        either!(self, it => it.relocate(handle))
+    }
+
+    fn set_owner(&self, handle: Handle, owner: Owner) {
+        either!(self, it => it.set_owner(handle, owner));
+    }
+
+    fn sparse_frame(&self, live_bytes_max: usize) -> Option<FrameId> {
+        either!(self, it => it.sparse_frame(live_bytes_max))
+    }
+
+    fn coldest_age(&self, class: Class) -> Option<u64> {
+        either!(self, it => it.coldest_age(class))
+    }
+
+    fn coldest(&self, class: Class) -> Option<Range<u32>> {
+        either!(self, it => it.coldest(class))
+    }
+
+    fn tenants(&self, frame: FrameId, tenants: &mut Tenants) {
+        either!(self, it => it.tenants(frame, tenants));
+    }
+
+    fn give_back(&self, urgent: bool) -> u64 {
+        either!(self, it => it.give_back(urgent))
+    }
+
+    fn usage(&self) -> Usage {
+        either!(self, it => it.usage())
+    }
+}
