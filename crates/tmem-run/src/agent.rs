@@ -173,7 +173,7 @@ impl Agent {
         sys::pidfd_getfd(&pidfd, 1).map_err(|e| InjectError::Ours("pidfd_getfd", e))
     }
 
-    /// The thread id of the agent, to be left alone by whoever looks at the threads of the process.
+    /// The thread id of the agent, to be left alone by whoever stops the threads of the process.
     pub fn tid(&self) -> i32 {
         self.tid
     }

@@ -43,6 +43,9 @@ impl Space {
         shared.store.flush_object(pool, SLOTS);
         let mut child = Inner::new(pool);
         child.forked = true;
+        child.relatives.clone_from(&inner.relatives);
+        child.add_relative(inner.pool);
+        inner.add_relative(pool);
         child.tag = inner.tag;
         child.registered = inner.registered.clone();
         child.pages = inner.pages.clone();

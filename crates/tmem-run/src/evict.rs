@@ -13,7 +13,7 @@ use std::os::fd::AsFd;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
-use tmem::Key;
+use tmem::{Key, PoolId};
 
 use crate::agent::Batch;
 use crate::counters::add;
@@ -30,6 +30,9 @@ const MOVES_MAX: usize = 64;
 /// Pages looked at for one batch: bounds how long the lock is held when most of them are hot.
 const LOOKS_MAX: usize = 2048;
 
+/// Pages noted as stored under one hold of the lock.
+const COMMIT_PAGES: usize = 32;
+
 /// Turns that a page sits out which would not move, or could not be stored.
 const STUCK_CREDIT: u32 = 3;
 
@@ -41,6 +44,8 @@ struct Item {
     slot: u32,
     address: u64,
     cached: bool,
+    /// A forked relative had it too.
+    shared: bool,
     copy: Copy,
 }
 
@@ -61,6 +66,8 @@ pub struct Evictor {
     worker: usize,
     buffer: Vec<u8>,
     items: Vec<Item>,
+    /// Pools that may hold the same pages already.
+    relatives: Vec<PoolId>,
     scratch: Scratch,
 }
 
@@ -80,6 +87,7 @@ impl Evictor {
             worker,
             buffer: vec![0; BATCH_PAGES * PAGE as usize],
             items: Vec::with_capacity(BATCH_PAGES),
+            relatives: Vec::new(),
             scratch: Scratch::default(),
         }
     }
@@ -87,27 +95,39 @@ impl Evictor {
     /// Evicts one batch from `space`.
     pub fn step(&mut self, shared: &Shared, space: &Space) -> Step {
         self.items.clear();
+        let pid = space.pid.load(Relaxed);
+        // A stopped process has a stopped agent, which would keep us waiting with the lock held.
+        if !matches!(proc::state(pid), Some(('R' | 'S' | 'D', _))) {
+            return Step::default();
+        }
+        let held = kernel_touched_pages(pid);
         {
             let mut inner = space.lock();
-            let looked = self.move_out(shared, space, &mut inner);
+            let looked = self.move_out(shared, space, &mut inner, &held);
             space.pump(shared, &mut inner, &mut self.scratch);
             if self.items.is_empty() {
                 return Step { pages: 0, looked };
             }
         }
         self.compress(shared, space);
-        let mut inner = space.lock();
-        let pages = self.commit(shared, space, &mut inner);
-        space.pump(shared, &mut inner, &mut self.scratch);
+        let epoch = shared.evicted(self.items.len() as u64);
+        let mut pages = 0;
+        // In pieces, so that no fault waits for all of it.
+        for first in (0..self.items.len()).step_by(COMMIT_PAGES) {
+            let mut inner = space.lock();
+            let part = first..(first + COMMIT_PAGES).min(self.items.len());
+            pages += self.commit(shared, space, &mut inner, part, epoch);
+            space.pump(shared, &mut inner, &mut self.scratch);
+        }
         Step { pages, looked: true }
     }
 
     /// Empties this evictor's staging in `space` when there is no next batch to do it with.
     pub fn rest(&mut self, shared: &Shared, space: &Space) {
-        let mut inner = space.lock();
         if !matches!(proc::state(space.pid.load(Relaxed)), Some(('R' | 'S' | 'D', _))) {
             return;
         }
+        let mut inner = space.lock();
         if inner.dead || inner.untrashed.get(self.worker).is_none_or(|&n| n == 0) {
             return;
         }
@@ -123,14 +143,12 @@ impl Evictor {
     }
 
     /// Step 1. True if there were pages to look at, although perhaps none to take.
-    fn move_out(&mut self, shared: &Shared, space: &Space, inner: &mut Inner) -> bool {
-        let pid = space.pid.load(Relaxed);
-        // A stopped process has a stopped agent, which would keep us waiting with the lock held.
-        if inner.dead || inner.agent.is_none() || !matches!(proc::state(pid), Some(('R' | 'S' | 'D', _))) {
+    fn move_out(&mut self, shared: &Shared, space: &Space, inner: &mut Inner, held: &[PageNumber]) -> bool {
+        if inner.dead || inner.agent.is_none() {
             return false;
         }
         space.pump(shared, inner, &mut self.scratch);
-        let (runs, looks) = choose(shared, space, inner, pid);
+        let (runs, looks) = choose(shared, space, inner, held);
         let mut batch = Batch::default();
         self.add_trash(shared, inner, &mut batch);
         if runs.is_empty() && batch.is_empty() {
@@ -139,12 +157,12 @@ impl Evictor {
         let mut slot = self.slots().start as u32;
         let mut moves = Vec::with_capacity(runs.len());
         for run in &runs {
-            if inner.forked && inner.pages.get(run.start).is_stuck() {
-                // Shared with a forked child: have the kernel give this process a copy of its own first.
-                let advice = libc::MADV_POPULATE_WRITE as u64;
-                batch.call(libc::SYS_madvise, [run.start * PAGE, PAGE, advice, 0, 0, 0]);
-            }
             let pages = run.end - run.start;
+            if inner.forked && inner.pages.get(run.start).is_stuck() {
+                // Shared with a forked relative: have the kernel give this process copies of its own first.
+                let advice = libc::MADV_POPULATE_WRITE as u64;
+                batch.call(libc::SYS_madvise, [run.start * PAGE, pages * PAGE, advice, 0, 0, 0]);
+            }
             let words = [inner.slot_address(slot), run.start * PAGE, pages * PAGE, sys::MOVE_MODE_DONTWAKE, 0];
             let ioctl = [inner.numbers.0, sys::UFFDIO_MOVE, 0, 0, 0, 0];
             moves.push((batch.call_with(libc::SYS_ioctl, ioctl, 2, &words), slot));
@@ -156,6 +174,7 @@ impl Evictor {
             return false;
         }
         inner.untrashed[self.worker] = slot - self.slots().start as u32;
+        self.relatives.clone_from(&inner.relatives);
         for (run, &((call, words), slot)) in runs.into_iter().zip(&moves) {
             let moved = (batch.word(words + 4) as i64).max(0) as u64 / PAGE;
             self.moved(shared, inner, run, moved, batch.result(call).err(), slot);
@@ -186,6 +205,7 @@ impl Evictor {
                 slot,
                 address,
                 cached: before.is_cached(),
+                shared: before.is_stuck(),
                 copy: Copy::None,
             });
         }
@@ -208,6 +228,14 @@ impl Evictor {
             }
             Some(Errno(libc::EAGAIN)) if moved == 0 => {
                 inner.arrive(shared, run.start, run.end - run.start);
+                return;
+            }
+            // Not exclusive: a relative shares it, or did and has gone, but no write has claimed it since. Very likely the
+            // rest of the run too.
+            Some(Errno(libc::EBUSY)) if !inner.pages.get(failed).is_stuck() => {
+                inner.forked = true;
+                (failed..run.end).for_each(|page| inner.pages.set(page, inner.pages.get(page).stuck(true)));
+                inner.arrive(shared, failed, run.end - failed);
                 return;
             }
             _ => {
@@ -252,6 +280,11 @@ impl Evictor {
                     continue;
                 }
             }
+            let like = |pool: &PoolId| shared.store.put_like(item.slot_key, page, Key { pool: *pool, ..item.key });
+            if item.shared && self.relatives.iter().rev().any(like) {
+                item.copy = Copy::New;
+                continue;
+            }
             if let Ok(put) = shared.store.put(item.slot_key, page) {
                 item.copy = Copy::New;
                 taken += put.stored_bytes as u64;
@@ -261,13 +294,12 @@ impl Evictor {
     }
 
     /// Step 3. Returns the pages that are stored now.
-    fn commit(&mut self, shared: &Shared, space: &Space, inner: &mut Inner) -> u64 {
+    fn commit(&self, shared: &Shared, space: &Space, inner: &mut Inner, part: Range<usize>, epoch: u16) -> u64 {
         if inner.dead {
             return 0;
         }
-        let epoch = shared.evicted(self.items.len() as u64);
         let mut pages = 0;
-        for (i, item) in self.items.iter().enumerate() {
+        for (i, item) in part.clone().zip(&self.items[part]) {
             inner.in_flight.remove(&item.page);
             // It may have come back, been dropped or moved to another address meanwhile.
             match (inner.slots[item.slot as usize], item.copy) {
@@ -353,17 +385,22 @@ fn stored(inner: &mut Inner, page: PageNumber, epoch: u16) {
 }
 
 /// Chooses what leaves: runs of present pages from the old end of the queue.
-fn choose(shared: &Shared, space: &Space, inner: &mut Inner, pid: i32) -> (Vec<Range<PageNumber>>, usize) {
+fn choose(shared: &Shared, space: &Space, inner: &mut Inner, held: &[PageNumber]) -> (Vec<Range<PageNumber>>, usize) {
     if inner.queue.is_empty() {
         space.rescan(shared, inner);
     }
-    let held = kernel_touched_pages(pid, inner.agent.as_ref().map_or(0, |a| a.tid()));
     let mut out: Vec<Range<PageNumber>> = Vec::new();
     let mut total = 0;
     let mut looks = 0;
+    let mut exclusive = [true; 512];
     while total < BATCH_PAGES && out.len() < MOVES_MAX && looks < LOOKS_MAX {
         let Some(run) = inner.queue.pop_front() else { break };
         let mut stopped_at = None;
+        if inner.forked
+            && let Some(pagemap) = &inner.pagemap
+        {
+            sys::exclusive_pages(pagemap, run.page, &mut exclusive[..run.pages as usize]);
+        }
         for page in present(inner, run.page, run.pages.into()) {
             if total == BATCH_PAGES || out.len() == MOVES_MAX || looks >= LOOKS_MAX {
                 stopped_at = Some(page);
@@ -379,8 +416,14 @@ fn choose(shared: &Shared, space: &Space, inner: &mut Inner, pid: i32) -> (Vec<R
                 inner.arrive(shared, page, 1);
                 continue;
             }
+            if inner.forked && !meta.is_stuck() && !exclusive[(page - run.page) as usize] {
+                // To take it from this process alone frees nothing: not before those that are its own.
+                inner.pages.set(page, meta.stuck(true));
+                inner.arrive(shared, page, 1);
+                continue;
+            }
             match out.last_mut() {
-                Some(last) if last.end == page && !meta.is_stuck() && !inner.pages.get(last.start).is_stuck() => {
+                Some(last) if last.end == page && meta.is_stuck() == inner.pages.get(last.start).is_stuck() => {
                     last.end += 1
                 }
                 _ => out.push(page..page + 1),
@@ -418,7 +461,10 @@ fn present(inner: &Inner, page: PageNumber, pages: u64) -> Vec<PageNumber> {
 /// Pages that the kernel itself writes when a thread exits. It cannot wait for us there (an exiting thread does not
 /// wait for userfaultfd), so `pthread_join` would hang: they stay. Thread control blocks are found by the robust
 /// list that the C library registers in them.
-fn kernel_touched_pages(pid: i32, agent: i32) -> Vec<PageNumber> {
-    let heads = proc::threads(pid).into_iter().filter(|&tid| tid != agent).map(sys::robust_list);
+///
+/// They are listed before the lock is taken, because that takes long where there are many threads. A thread that starts
+/// meanwhile has just written to its block, which makes it the youngest page there is, not one that is chosen.
+fn kernel_touched_pages(pid: i32) -> Vec<PageNumber> {
+    let heads = proc::threads(pid).into_iter().map(sys::robust_list);
     heads.filter(|&head| head != 0).flat_map(|head| [head / PAGE, (head - 64) / PAGE, (head + 64) / PAGE]).collect()
 }

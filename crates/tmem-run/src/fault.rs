@@ -14,6 +14,9 @@ use crate::space::{Inner, Space};
 use crate::streams::WINDOW_MAX;
 use crate::sys::{self, Filled, PAGE};
 
+/// Greatest window while memory is over the high mark.
+const WINDOW_TIGHT: u64 = 32;
+
 /// Memory that a fault-serving thread works with; allocated once.
 pub struct Scratch {
     buffer: Box<[u8]>,
@@ -216,7 +219,7 @@ impl Space {
     /// The page is in the store: bring it back, with the neighbours that its stream asks for.
     fn fetch(&self, shared: &Shared, inner: &mut Inner, scratch: &mut Scratch, page: PageNumber, most: u64) -> Served {
         let window = inner.streams.window(page);
-        let most = if shared.is_tight() { window.pages.min(8) } else { window.pages }.min(most);
+        let most = if shared.is_tight() { window.pages.min(WINDOW_TIGHT) } else { window.pages }.min(most);
         let (first, pages) = if window.downward {
             let pages = (0..most.min(page + 1)).take_while(|&i| inner.pages.get(page - i).place() == Place::Stored);
             let pages = pages.count() as u64;

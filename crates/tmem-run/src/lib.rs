@@ -26,6 +26,7 @@ mod space;
 mod streams;
 mod supervisor;
 mod sys;
+mod throttle;
 mod tree;
 mod workers;
 

@@ -2,6 +2,7 @@
 //! space that exist only where something is known. Also sets of address ranges. No kernel calls here.
 
 use std::collections::BTreeMap;
+use std::hash::{BuildHasherDefault, Hasher};
 use std::ops::Range;
 
 /// Page number: address divided by 4096.
@@ -121,6 +122,29 @@ impl Meta {
         Meta(self.0 & 0xffff | u32::from(epoch) << 16)
     }
 }
+
+/// Hashes page numbers, which nobody outside chooses to our harm: one multiplication (Fibonacci hashing).
+#[derive(Clone, Copy, Default)]
+pub struct PageHasher(u64);
+
+impl Hasher for PageHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|&byte| self.write_u64(byte.into()));
+    }
+
+    fn write_u64(&mut self, number: u64) {
+        let mixed = (self.0 ^ number).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        // The table takes its bucket from the low bits and its tag from the high ones.
+        self.0 = mixed ^ mixed >> 32;
+    }
+}
+
+/// Makes [`PageHasher`]s.
+pub type PageHash = BuildHasherDefault<PageHasher>;
 
 /// Page number -> [`Meta`], sparse.
 #[derive(Clone, Default)]

@@ -132,6 +132,13 @@ pub fn state(pid: i32) -> Option<(char, u64)> {
     Some((letter, fields.nth(18)?.parse().ok()?))
 }
 
+/// Page faults of a process that needed no device: among them every copy of a page that it shared with a relative.
+pub fn minor_faults(pid: i32) -> Option<u64> {
+    let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let rest = &text[text.rfind(')')? + 2..];
+    rest.split_ascii_whitespace().nth(7)?.parse().ok()
+}
+
 /// Parent of a process.
 pub fn parent(pid: i32) -> Option<i32> {
     let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;

@@ -26,12 +26,18 @@ impl From<Errno> for StopError {
     }
 }
 
-/// A thread that waits for us; dropped, it goes on with the registers and the signal mask it had.
-pub struct Stopped {
+/// A thread that waits for us, nothing about it changed; dropped, it goes on.
+pub struct Paused {
     tid: i32,
+    alive: bool,
+}
+
+/// A paused thread with all signals blocked, in which system calls can be run; dropped, it goes on with the registers
+/// and the signal mask it had.
+pub struct Stopped {
+    thread: Paused,
     saved: arch::Registers,
     mask: u64,
-    alive: bool,
 }
 
 const PTRACE_EVENT_STOP: i32 = 128;
@@ -41,82 +47,36 @@ fn ptrace(request: libc::c_uint, tid: i32, address: u64, data: u64) -> Result<i6
     check(unsafe { libc::ptrace(request as _, tid, address, data) })
 }
 
-impl Stopped {
+impl Paused {
     /// Stops thread `tid`. Signals that arrive first are passed on to it.
-    pub fn stop(tid: i32, patience: Duration) -> Result<Stopped, StopError> {
+    pub fn pause(tid: i32, patience: Duration) -> Result<Paused, StopError> {
         ptrace(libc::PTRACE_SEIZE, tid, 0, 0)?;
         if let Err(e) = ptrace(libc::PTRACE_INTERRUPT, tid, 0, 0) {
             return Err(e.into());
         }
-        let mut stopped = Stopped { tid, saved: zeroed_registers(), mask: 0, alive: true };
+        let mut paused = Paused { tid, alive: true };
         let until = Instant::now() + patience;
         loop {
-            match stopped.wait(until)? {
+            match paused.wait(until)? {
                 None => {
                     // Not stoppable now (a vfork parent, a thread deep in the kernel). It stops when it can; the
                     // supervisor's next look at wait statuses lets it go then.
-                    stopped.alive = false;
+                    paused.alive = false;
                     return Err(StopError::Busy);
                 }
                 Some(status) if status >> 16 == PTRACE_EVENT_STOP => {
                     if libc::WSTOPSIG(status) != libc::SIGTRAP {
-                        stopped.alive = false;
+                        paused.alive = false;
                         let _ = ptrace(libc::PTRACE_DETACH, tid, 0, 0);
                         return Err(StopError::Busy);
                     }
-                    break;
+                    return Ok(paused);
                 }
                 Some(status) => {
                     ptrace(libc::PTRACE_CONT, tid, 0, libc::WSTOPSIG(status) as u64)?;
                 }
             }
         }
-        stopped.saved = stopped.registers()?;
-        ptrace(libc::PTRACE_GETSIGMASK, tid, 8, &raw mut stopped.mask as u64)?;
-        let all = u64::MAX;
-        ptrace(libc::PTRACE_SETSIGMASK, tid, 8, &raw const all as u64)?;
-        Ok(stopped)
-    }
-
-    /// Registers as they were when the thread stopped.
-    pub fn saved(&self) -> &arch::Registers {
-        &self.saved
-    }
-
-    /// Runs one system call through the `syscall` instruction at `instruction`.
-    pub fn system_call(&mut self, instruction: u64, number: i64, args: [u64; 6]) -> Result<i64, StopError> {
-        let registers = arch::with_system_call(&self.saved, instruction, number, args);
-        self.run(&registers, libc::PTRACE_SINGLESTEP)
-    }
-
-    /// Resumes with `registers` until the thread traps; gives what the system call returned.
-    pub fn run_to_trap(&mut self, registers: &arch::Registers) -> Result<i64, StopError> {
-        self.run(registers, libc::PTRACE_CONT)
-    }
-
-    fn run(&mut self, registers: &arch::Registers, how: libc::c_uint) -> Result<i64, StopError> {
-        ptrace(libc::PTRACE_SETREGS, self.tid, 0, registers as *const _ as u64)?;
-        ptrace(how, self.tid, 0, 0)?;
-        let until = Instant::now() + Duration::from_secs(5);
-        loop {
-            match self.wait(until)? {
-                None => return Err(StopError::Busy),
-                Some(status) if status >> 16 == 0 && libc::WSTOPSIG(status) == libc::SIGTRAP => break,
-                // A job-control stop or a second interrupt: go on with what was begun.
-                Some(status) if status >> 16 == PTRACE_EVENT_STOP => {
-                    ptrace(how, self.tid, 0, 0)?;
-                }
-                // Every signal that could be blocked is; this is a fault of the call itself.
-                Some(_) => return Err(StopError::Busy),
-            }
-        }
-        Ok(arch::result(&self.registers()?))
-    }
-
-    fn registers(&self) -> Result<arch::Registers, StopError> {
-        let mut r = zeroed_registers();
-        ptrace(libc::PTRACE_GETREGS, self.tid, 0, &raw mut r as u64)?;
-        Ok(r)
     }
 
     /// Waits for the next stop; `None` when `until` has passed.
@@ -145,21 +105,79 @@ impl Stopped {
     }
 }
 
-impl Drop for Stopped {
+impl Drop for Paused {
     fn drop(&mut self) {
-        if !self.alive {
-            return;
+        if self.alive {
+            // Fails only if the thread was killed meanwhile.
+            let _ = ptrace(libc::PTRACE_DETACH, self.tid, 0, 0);
         }
-        // Each of these fails only if the thread was killed meanwhile; then there is nothing left to restore.
-        let _ = ptrace(libc::PTRACE_SETREGS, self.tid, 0, &raw const self.saved as u64);
-        let _ = ptrace(libc::PTRACE_SETSIGMASK, self.tid, 8, &raw const self.mask as u64);
-        let _ = ptrace(libc::PTRACE_DETACH, self.tid, 0, 0);
     }
 }
 
-fn zeroed_registers() -> arch::Registers {
+impl Stopped {
+    /// Stops thread `tid` and blocks its signals.
+    pub fn stop(tid: i32, patience: Duration) -> Result<Stopped, StopError> {
+        let thread = Paused::pause(tid, patience)?;
+        let mut stopped = Stopped { saved: registers_of(tid)?, mask: 0, thread };
+        ptrace(libc::PTRACE_GETSIGMASK, tid, 8, &raw mut stopped.mask as u64)?;
+        let all = u64::MAX;
+        ptrace(libc::PTRACE_SETSIGMASK, tid, 8, &raw const all as u64)?;
+        Ok(stopped)
+    }
+
+    /// Registers as they were when the thread stopped.
+    pub fn saved(&self) -> &arch::Registers {
+        &self.saved
+    }
+
+    /// Runs one system call through the `syscall` instruction at `instruction`.
+    pub fn system_call(&mut self, instruction: u64, number: i64, args: [u64; 6]) -> Result<i64, StopError> {
+        let registers = arch::with_system_call(&self.saved, instruction, number, args);
+        self.run(&registers, libc::PTRACE_SINGLESTEP)
+    }
+
+    /// Resumes with `registers` until the thread traps; gives what the system call returned.
+    pub fn run_to_trap(&mut self, registers: &arch::Registers) -> Result<i64, StopError> {
+        self.run(registers, libc::PTRACE_CONT)
+    }
+
+    fn run(&mut self, registers: &arch::Registers, how: libc::c_uint) -> Result<i64, StopError> {
+        let tid = self.thread.tid;
+        ptrace(libc::PTRACE_SETREGS, tid, 0, registers as *const _ as u64)?;
+        ptrace(how, tid, 0, 0)?;
+        let until = Instant::now() + Duration::from_secs(5);
+        loop {
+            match self.thread.wait(until)? {
+                None => return Err(StopError::Busy),
+                Some(status) if status >> 16 == 0 && libc::WSTOPSIG(status) == libc::SIGTRAP => break,
+                // A job-control stop or a second interrupt: go on with what was begun.
+                Some(status) if status >> 16 == PTRACE_EVENT_STOP => {
+                    ptrace(how, tid, 0, 0)?;
+                }
+                // Every signal that could be blocked is; this is a fault of the call itself.
+                Some(_) => return Err(StopError::Busy),
+            }
+        }
+        Ok(arch::result(&registers_of(tid)?))
+    }
+}
+
+impl Drop for Stopped {
+    fn drop(&mut self) {
+        if !self.thread.alive {
+            return;
+        }
+        // Each of these fails only if the thread was killed meanwhile; then there is nothing left to restore.
+        let _ = ptrace(libc::PTRACE_SETREGS, self.thread.tid, 0, &raw const self.saved as u64);
+        let _ = ptrace(libc::PTRACE_SETSIGMASK, self.thread.tid, 8, &raw const self.mask as u64);
+    }
+}
+
+fn registers_of(tid: i32) -> Result<arch::Registers, Errno> {
     // SAFETY: a register set is plain integers; all-zero is a value of it.
-    unsafe { std::mem::zeroed() }
+    let mut registers: arch::Registers = unsafe { std::mem::zeroed() };
+    ptrace(libc::PTRACE_GETREGS, tid, 0, &raw mut registers as u64)?;
+    Ok(registers)
 }
 
 /// Lets a thread go that was seized but stopped only after our patience had ended; `status` is its wait status.
@@ -171,9 +189,16 @@ pub fn let_go(tid: i32, status: i32) -> bool {
 
 /// Stops the threads of a process but the first, until the guards are dropped: while an agent is put in place and
 /// mappings are registered, they could fill the rest of the budget several times.
-pub fn hold_others(pid: i32) -> Vec<Stopped> {
+pub fn hold_others(pid: i32) -> Vec<Paused> {
     let others = crate::proc::threads(pid).into_iter().filter(|&tid| tid != pid);
-    others.filter_map(|tid| Stopped::stop(tid, Duration::from_millis(3)).ok()).collect()
+    others.filter_map(|tid| Paused::pause(tid, Duration::from_millis(3)).ok()).collect()
+}
+
+/// Stops the threads of a process that are running, but for its agent: those that sleep take no memory.
+pub fn hold_running(pid: i32, agent: i32) -> Vec<Paused> {
+    let others = crate::proc::threads(pid).into_iter().filter(|&tid| tid != agent);
+    let running = others.filter(|&tid| matches!(crate::proc::state(tid), Some(('R', _))));
+    running.filter_map(|tid| Paused::pause(tid, Duration::from_millis(1)).ok()).collect()
 }
 
 /// Stops every thread of a process once and lets it go: afterwards no thread is still inside a system call that
@@ -181,5 +206,5 @@ pub fn hold_others(pid: i32) -> Vec<Stopped> {
 pub fn quiesce(pid: i32) -> bool {
     crate::proc::threads(pid)
         .into_iter()
-        .all(|tid| matches!(Stopped::stop(tid, Duration::from_millis(50)), Ok(_) | Err(StopError::Gone(None))))
+        .all(|tid| matches!(Paused::pause(tid, Duration::from_millis(50)), Ok(_) | Err(StopError::Gone(None))))
 }

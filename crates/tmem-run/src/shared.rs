@@ -193,11 +193,10 @@ impl Shared {
         let raw = space.uffd.raw();
         let id = space.id;
         self.spaces.write().unwrap_or_else(PoisonError::into_inner).insert(id, space);
-        for epoll in &self.epolls {
-            let mut event = libc::epoll_event { events: (libc::EPOLLIN | libc::EPOLLEXCLUSIVE) as u32, u64: id };
-            // SAFETY: both descriptors are open and `event` lives across the call.
-            unsafe { libc::epoll_ctl(epoll.as_raw_fd(), libc::EPOLL_CTL_ADD, raw, &mut event) };
-        }
+        let epoll = &self.epolls[id as usize % self.epolls.len()];
+        let mut event = libc::epoll_event { events: libc::EPOLLIN as u32, u64: id };
+        // SAFETY: both descriptors are open and `event` lives across the call.
+        unsafe { libc::epoll_ctl(epoll.as_raw_fd(), libc::EPOLL_CTL_ADD, raw, &mut event) };
     }
 
     /// Tells the guard which processes are in our care.

@@ -21,7 +21,7 @@ use tmem::{Key, ObjectId, PoolId, PoolKind, PoolOptions};
 
 use crate::agent::{Agent, Batch, InjectError};
 use crate::counters::add;
-use crate::pages::{Meta, PageNumber, PageTable, Place, RangeSet};
+use crate::pages::{Meta, PageHash, PageNumber, PageTable, Place, RangeSet};
 use crate::proc;
 use crate::ptrace;
 use crate::shared::{BATCH_PAGES, Shared};
@@ -77,13 +77,13 @@ pub struct Inner {
     /// A page of ours that tells this address space from its parent.
     pub tag: u64,
     /// Page -> staging slot.
-    pub staged: HashMap<PageNumber, u32>,
+    pub staged: HashMap<PageNumber, u32, PageHash>,
     /// Staging slot -> page.
     pub slots: Vec<Option<PageNumber>>,
     /// Slots that are in use or must be emptied, per evictor.
     pub untrashed: Vec<u32>,
     /// Pages on their way into the store: not to be evicted a second time before that is done.
-    pub in_flight: HashSet<PageNumber>,
+    pub in_flight: HashSet<PageNumber, PageHash>,
     /// Pages at home in the order of arrival.
     pub queue: VecDeque<Run>,
     /// Sequential accesses.
@@ -98,12 +98,16 @@ pub struct Inner {
     pub going_since: Option<Instant>,
     /// Ranges that the program announced to drop since it was last seen at rest.
     pub removes: Vec<(u64, u64)>,
-    /// True once it forked or was forked: present pages may be shared.
+    /// True once it forked or was forked, or a page turned out to be shared: others may be, too.
     pub forked: bool,
+    /// Pools of the spaces that it may still share pages with, the closest last.
+    pub relatives: Vec<PoolId>,
     /// Mappings that a forked child finds empty, as of the last fork that we could look.
     pub wiped: Vec<proc::Mapping>,
     /// When the queue was last rebuilt.
     pub rescanned: Instant,
+    /// When mappings were last surveyed, and the least anonymous memory that was seen since.
+    pub surveyed: (Instant, u64),
     /// Events read so far: mappings changed.
     pub changes: u64,
     /// The address space is gone or given up; serve nothing more.
@@ -190,6 +194,12 @@ impl Space {
     /// nobody else will hear of them. A panic elsewhere ends the whole supervisor, so poison never matters.
     pub fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Its process and the thread id of its agent, if it has one and nobody works on it just now.
+    pub fn process_and_agent(&self) -> Option<(i32, i32)> {
+        let inner = self.try_lock().filter(|inner| !inner.dead)?;
+        inner.agent.as_ref().map(|agent| (self.pid.load(Relaxed), agent.tid()))
     }
 
     /// Locks the space if nobody else has it.
@@ -342,10 +352,10 @@ impl Inner {
             staging: 0,
             trash: 0,
             tag: 0,
-            staged: HashMap::new(),
+            staged: HashMap::default(),
             slots: Vec::new(),
             untrashed: Vec::new(),
-            in_flight: HashSet::new(),
+            in_flight: HashSet::default(),
             queue: VecDeque::new(),
             streams: Streams::default(),
             faults: Vec::new(),
@@ -354,16 +364,40 @@ impl Inner {
             going_since: None,
             removes: Vec::new(),
             forked: false,
+            relatives: Vec::new(),
             wiped: Vec::new(),
             rescanned: Instant::now(),
+            surveyed: (Instant::now(), 0),
             changes: 0,
             dead: false,
         }
     }
 
+    /// Whether to look for new mappings: memory grew, perhaps in one that is not ours yet, or it is some time ago.
+    pub fn survey_is_due(&mut self, anonymous: u64) -> bool {
+        const GROWTH_BYTES: u64 = 1 << 20;
+        const INTERVAL: Duration = Duration::from_millis(50);
+        let (since, least) = self.surveyed;
+        if anonymous > least + GROWTH_BYTES || since.elapsed() > INTERVAL {
+            self.surveyed = (Instant::now(), anonymous);
+            return true;
+        }
+        self.surveyed.1 = least.min(anonymous);
+        false
+    }
+
     /// Key of a page in the store.
     pub fn key(&self, page: PageNumber) -> Key {
         Key { pool: self.pool, object: object(page), index: index(page) }
+    }
+
+    /// Notes the pool of a parent or child. Only a few of the closest are asked whether they have a page already.
+    pub fn add_relative(&mut self, pool: PoolId) {
+        const RELATIVES_MAX: usize = 4;
+        if self.relatives.len() == RELATIVES_MAX {
+            self.relatives.remove(0);
+        }
+        self.relatives.push(pool);
     }
 
     /// Key under which an evictor stores the page of a staging slot until it is known whose it is now.

@@ -26,7 +26,8 @@ use crate::shared::{RAM_BYTES_MIN, Shared};
 use crate::signals::{Signal, Signals};
 use crate::space::{Probe, Space};
 use crate::sys;
-use crate::tree::{Root, Tree};
+use crate::throttle::Throttle;
+use crate::tree::{Process, Root, Tree};
 use crate::workers;
 
 /// How the supervised program ended.
@@ -190,6 +191,8 @@ struct Supervisor {
     refreshed: Instant,
     /// How long the last look at the tree took.
     refreshing: Duration,
+    /// Slows what grows without faults of ours.
+    throttle: Throttle,
     over_since: Option<Instant>,
     told_full: bool,
     /// Detached by request: nothing is managed any more.
@@ -228,6 +231,7 @@ impl Supervisor {
             report: Report { ram_limit_bytes: options.ram_bytes, ..Report::default() },
             refreshed: now - Duration::from_secs(1),
             refreshing: Duration::ZERO,
+            throttle: Throttle::new(),
             over_since: None,
             told_full: false,
             released: false,
@@ -259,8 +263,10 @@ impl Supervisor {
         let limits = self.shared.limits;
         let near = total > limits.trigger;
         // A new process can fill the budget before we know of it; looking costs at most a twentieth of one processor.
-        if self.refreshed.elapsed() > (self.refreshing * 20).clamp(Duration::from_millis(5), Duration::from_millis(50))
-        {
+        // A fork that was followed has a process that needs an agent now.
+        let lost = self.shared.spaces().iter().any(|space| space.pid.load(Relaxed) == 0);
+        let interval = (self.refreshing * 20).clamp(Duration::from_millis(5), Duration::from_millis(50));
+        if lost || self.refreshed.elapsed() > interval {
             let start = Instant::now();
             if self.tree.refresh() && !self.released {
                 let pids: Vec<i32> = self.tree.processes.keys().copied().collect();
@@ -276,6 +282,8 @@ impl Supervisor {
         if total > limits.high {
             self.shared.need_room();
         }
+        let shared = Arc::clone(&self.shared);
+        self.throttle.govern(&shared, total, || shared.spaces());
         self.watch_full(total);
         self.draw(total);
         // Memory can grow by some 3 GB a second and processor: look again before the room to the trigger is gone.
@@ -308,22 +316,30 @@ impl Supervisor {
 
     /// Gives agents to processes that are large enough, and registers what they mapped since.
     fn manage(&mut self) {
+        let now = Instant::now();
+        let is_new = |(_, p): &(&i32, &Process)| {
+            let wait = p.refused.as_ref().is_some_and(|(until, _)| *until > now);
+            p.space.is_none() && !p.borrowed && p.anonymous >= MANAGED_BYTES_MIN && !wait
+        };
+        let mut new: Vec<i32> = self.tree.processes.iter().filter(is_new).map(|(&pid, _)| pid).collect();
+        // While one gets its agent, the others could fill the rest of the budget several times.
+        let mut held: Vec<_> = new.iter().skip(1).map(|&pid| ptrace::hold_running(pid, 0)).collect();
+        while let Some(pid) = new.pop() {
+            drop(held.pop());
+            let _ = self.take_charge(pid);
+        }
         for pid in self.tree.by_size() {
-            let process = &self.tree.processes[&pid];
-            if process.space.is_none() && process.anonymous >= MANAGED_BYTES_MIN {
-                let wait = process.refused.as_ref().is_some_and(|(until, _)| *until > Instant::now());
-                if !wait {
-                    let _ = self.take_charge(pid);
-                }
-            }
             let space = self.tree.processes.get(&pid).and_then(|p| p.space).and_then(|id| self.shared.space(id));
             if let Some(space) = space
                 && let Some(mut inner) = space.try_lock()
                 && inner.agent.is_some()
                 && !inner.dead
             {
-                space.survey(&self.shared, &mut inner);
-                space.pump(&self.shared, &mut inner, &mut self.scratch);
+                let anonymous = self.tree.processes[&pid].anonymous;
+                if inner.survey_is_due(anonymous) {
+                    space.survey(&self.shared, &mut inner);
+                    space.pump(&self.shared, &mut inner, &mut self.scratch);
+                }
                 drop(inner);
                 space.settle_going(&self.shared);
             }
@@ -338,11 +354,28 @@ impl Supervisor {
             space.survey(&self.shared, &mut inner);
             space.pump(&self.shared, &mut inner, &mut self.scratch);
             drop(inner);
+            self.introduce(pid, &space);
             space.id
         });
         drop(held);
         self.note_charge(pid, &result);
         result.map(|_| ())
+    }
+
+    /// A process that was forked before anybody managed it may share pages with its parent, children and siblings.
+    fn introduce(&self, pid: i32, space: &Space) {
+        let parent = proc::parent(pid);
+        for other in self.shared.spaces() {
+            let theirs = other.pid.load(Relaxed);
+            let kin = Some(theirs) == parent || proc::parent(theirs).is_some_and(|p| p == pid || Some(p) == parent);
+            if other.id != space.id && theirs != 0 && kin {
+                // One lock at a time.
+                let pool = other.lock().pool;
+                space.lock().add_relative(pool);
+                let pool = space.lock().pool;
+                other.lock().add_relative(pool);
+            }
+        }
     }
 
     fn note_charge(&mut self, pid: i32, result: &Result<u64, InjectError>) {
@@ -518,6 +551,7 @@ impl Supervisor {
 
     /// Brings everything back and manages nothing any more.
     fn release(&mut self) -> u64 {
+        self.throttle.let_go();
         let pages = leave::release_all(&self.shared);
         self.tree.processes.values_mut().for_each(|p| p.space = None);
         self.released = true;

@@ -2,8 +2,10 @@
 //! reading another process's memory, pidfds. Every function turns errno into an [`Errno`] or a meaning;
 //! nothing above this file sees a raw return value.
 
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::FileExt;
 
 /// Bytes of a page.
 pub const PAGE: u64 = 4096;
@@ -242,6 +244,18 @@ pub fn scan_present(pagemap: BorrowedFd<'_>, start: u64, end: u64, out: &mut [Re
     let r = unsafe { libc::ioctl(pagemap.as_raw_fd(), PAGEMAP_SCAN as _, arg.as_mut_ptr()) };
     let count = check(r.into())?;
     Ok((count as usize, arg[4]))
+}
+
+/// Whether each of the pages from `first` on belongs to this process alone, by its `/proc/PID/pagemap`. A page that is not
+/// there belongs to nobody.
+pub fn exclusive_pages(pagemap: &File, first: u64, out: &mut [bool]) {
+    const ENTRY_BYTES: usize = 8;
+    const EXCLUSIVE: u64 = 1 << 56;
+    let mut entries = vec![0; out.len() * ENTRY_BYTES];
+    let read = pagemap.read_exact_at(&mut entries, first * ENTRY_BYTES as u64).is_ok();
+    for (out, entry) in out.iter_mut().zip(entries.as_chunks().0) {
+        *out = read && u64::from_ne_bytes(*entry) & EXCLUSIVE != 0;
+    }
 }
 
 /// Reads another process's memory; returns the bytes read, short at the first page that cannot be read.

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use crate::proc;
-use crate::sys;
+use crate::sys::{self, PAGE};
 
 /// Where the tree begins.
 #[derive(Clone, Debug)]
@@ -26,13 +26,25 @@ pub struct Process {
     shmem: u64,
     /// Its share of its anonymous memory, between 0 and 1: pages shared with a forked relative count once.
     share: f64,
+    /// Its page faults when it was weighed.
+    faults: u64,
     /// It runs in its parent's address space (vfork).
-    borrowed: bool,
+    pub borrowed: bool,
     /// The managed space it lives in.
     pub space: Option<u64>,
     /// Not to be asked again before this time, and why.
     pub refused: Option<(Instant, String)>,
 }
+
+impl Process {
+    /// Large enough for its share of common memory to matter.
+    fn is_large(&self) -> bool {
+        !self.borrowed && self.anonymous > 1 << 20
+    }
+}
+
+/// How often shares are looked at, at most.
+const WEIGH_INTERVAL: Duration = Duration::from_millis(50);
 
 /// The processes of one job.
 pub struct Tree {
@@ -71,6 +83,7 @@ impl Tree {
         let before = self.processes.len();
         self.processes.retain(|pid, p| seen.get(pid).is_some_and(|&(started, _)| started == p.started));
         let mut changed = before != self.processes.len();
+        let mut born = Vec::new();
         for (pid, (started, parent)) in seen {
             let process = self.processes.entry(pid).or_insert_with(|| {
                 changed = true;
@@ -79,6 +92,7 @@ impl Tree {
                     anonymous: 0,
                     shmem: 0,
                     share: 1.0,
+                    faults: 0,
                     borrowed: parent != 0,
                     space: None,
                     refused: None,
@@ -89,6 +103,13 @@ impl Tree {
             }
             if changed && process.anonymous == 0 && !process.borrowed {
                 weigh(pid, process);
+                born.push(parent);
+            }
+        }
+        // What a parent shares with its new child it no longer has alone.
+        for parent in born {
+            if let Some(process) = self.processes.get_mut(&parent).filter(|p| !p.borrowed) {
+                weigh(parent, process);
             }
         }
         changed
@@ -99,8 +120,10 @@ impl Tree {
         for (&pid, process) in &mut self.processes {
             process.anonymous = if process.borrowed { 0 } else { proc::anonymous_bytes(pid).unwrap_or(0) };
         }
-        // Shares cost a walk over page tables: spend at most a twentieth of the time on them.
-        if self.weighed.elapsed() > (self.weighing * 20).max(Duration::from_millis(50)) {
+        // Shares cost a walk over page tables: spend at most a twentieth of the time on them, or a quarter if they must have
+        // changed much.
+        let pause = if self.has_copied_much() { self.weighing * 4 } else { (self.weighing * 20).max(WEIGH_INTERVAL) };
+        if self.weighed.elapsed() > pause {
             let start = Instant::now();
             self.weigh_all();
             (self.weighing, self.weighed) = (start.elapsed(), Instant::now());
@@ -108,10 +131,23 @@ impl Tree {
         self.processes.values().map(|p| (p.anonymous as f64 * p.share) as u64 + p.shmem).sum()
     }
 
+    /// Whether relatives may have copied many shared pages since they were weighed. That shows in no counter but that of
+    /// their page faults.
+    fn has_copied_much(&self) -> bool {
+        const FAULTS: u64 = (2 << 20) / PAGE;
+        let faults =
+            |(&pid, p): (&i32, &Process)| proc::minor_faults(pid).map_or(0, |now| now.saturating_sub(p.faults));
+        self.large() > 1 && self.processes.iter().filter(|(_, p)| p.is_large()).map(faults).sum::<u64>() > FAULTS
+    }
+
+    fn large(&self) -> usize {
+        self.processes.values().filter(|p| p.is_large()).count()
+    }
+
     fn weigh_all(&mut self) {
-        let large = self.processes.values().filter(|p| !p.borrowed && p.anonymous > 1 << 20).count();
+        let large = self.large();
         for (&pid, process) in self.processes.iter_mut().filter(|(_, p)| !p.borrowed) {
-            if large > 1 && process.anonymous > 1 << 20 {
+            if large > 1 && process.is_large() {
                 weigh(pid, process);
             } else {
                 process.share = 1.0;
@@ -130,6 +166,7 @@ impl Tree {
 
 fn weigh(pid: i32, process: &mut Process) {
     let Some(anonymous) = proc::anonymous_bytes(pid) else { return };
+    process.faults = proc::minor_faults(pid).unwrap_or(0);
     process.anonymous = anonymous;
     if let Some((own, shmem)) = proc::proportional_bytes(pid) {
         process.share = (own as f64 / anonymous.max(1) as f64).min(1.0);

@@ -40,10 +40,8 @@ fn spawn(name: String, body: impl FnOnce() + Send + 'static) -> thread::JoinHand
         .expect("a thread can be started at the beginning")
 }
 
-/// Handlers wait for the same descriptors, each through an epoll of its own that wakes exclusively: a fault wakes one
-/// of them, the first that waits, so one busy thread of the program keeps to one handler, and the scheduler places the
-/// two beside each other. Binding a handler to each processor and waking all of them was measured: slower, with a quarter
-/// more processor time (docs/decisions.md).
+/// Each space has one handler: what it does happens under the lock of the space, so that a second one, woken by the next
+/// fault, would only wait for the first (docs/decisions.md has the numbers). Spaces are dealt out in turn.
 fn serve_faults(shared: &Shared, which: usize) {
     raise_priority(-10);
     let mut scratch = Scratch::default();

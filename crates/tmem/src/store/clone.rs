@@ -7,8 +7,9 @@ use crate::alloc::Allocator;
 use crate::budget::Purpose;
 use crate::error::{Error, ErrorKind};
 use crate::index::{LEAF_SLOTS, LeafKey, Place, Shard, Slot, Word};
-use crate::page::PAGE_SIZE;
-use crate::pool::{PoolId, PoolKind, PoolOptions, PoolSlot};
+use crate::key::Key;
+use crate::page::{PAGE_SIZE, Page};
+use crate::pool::{PoolId, PoolKind, PoolOptions, PoolSlot, PoolState};
 use crate::sync::write;
 
 /// The words of one leaf, copied.
@@ -52,6 +53,59 @@ impl Store {
             }
         }
         Ok(to)
+    }
+
+    /// If the store holds exactly this page under `like`, gives `key` the same stored copy, as if the pool of `like` had been
+    /// cloned with it, and says so. Nothing is packed or stored then, and whatever the key held before is gone. Otherwise
+    /// nothing changes. For pages that forked processes still have in common.
+    pub fn put_like(&self, key: Key, page: &Page, like: Key) -> bool {
+        let named_twice = |store: &Self| {
+            let (_, pool) = store.pool(like.pool).filter(|(state, _)| state.kind() == PoolKind::Persistent)?;
+            let (leaf_key, slot) = LeafKey::of(like);
+            let hash = store.shards.hasher.hash(&leaf_key);
+            let mut shard = write(store.shards.get(store.shards.number(hash)));
+            let leaf = shard.find(hash, &leaf_key)?;
+            let leaf = shard.leaf_mut(leaf)?;
+            let word = leaf.get(slot)?;
+            let mut stored = [0; PAGE_SIZE];
+            store.expand_word(word, false, &mut stored).ok().filter(|()| stored == *page)?;
+            match word.place() {
+                Place::Fill(_) => Some(word),
+                Place::Shared(row) => {
+                    store.shared.add_word(row);
+                    Some(word)
+                }
+                Place::Ram(handle) => {
+                    let part = store.shared.next_part();
+                    let row = write(store.shared.part(part)).add(part, handle, 2, &store.budget);
+                    store.zpages.set_owner(handle, Slot::Shared(row).into());
+                    pool.bytes.fetch_sub(store.zpages.payload_bytes(handle).into(), Relaxed);
+                    leaf.set(slot, Word::shared(row));
+                    Some(Word::shared(row))
+                }
+            }
+        };
+        let usable = |(state, _): &(PoolState, &PoolSlot)| state.kind() == PoolKind::Persistent && !state.frozen();
+        if self.pool(key.pool).filter(usable).is_none() {
+            return false;
+        }
+        let Some(word) = named_twice(self) else {
+            return false;
+        };
+        let (leaf_key, slot) = LeafKey::of(key);
+        let hash = self.shards.hasher.hash(&leaf_key);
+        let mut shard = write(self.shards.get(self.shards.number(hash)));
+        // Asked again under the lock: a pool that is destroyed empties this shard after it has ended.
+        let Some((_, pool)) = self.pool(key.pool) else {
+            self.free_place(word);
+            return false;
+        };
+        let Ok(leaf) = self.leaf(&mut shard, hash, leaf_key, Purpose::Move) else {
+            unreachable!("a leaf for a page that is stored is not refused");
+        };
+        self.set_word(&mut shard, leaf, slot, word, pool);
+        shard.counters.puts += 1;
+        true
     }
 
     /// Finds the next leaf of the pool in a shard, from `*next` on, makes all its zpages shared, with one more name each, and
