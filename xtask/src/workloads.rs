@@ -27,6 +27,8 @@ pub const WORKLOADS: &[Workload] = &[
     workload("redis", "sh", "redis.sh", &["150"]),
     workload("node", "node", "heap.js", &["300"]),
     workload("java", "sh", "java.sh", &["150"]),
+    // The same heap under both: a default JVM makes its own smaller under a cgroup's limit.
+    workload("java -Xmx", "sh", "java.sh", &["150", "192"]),
     workload("g++", "sh", "gxx.sh", &["14"]),
     workload("sqlite", "sh", "sqlite.sh", &["200"]),
     workload("jemalloc", "sh", "jemalloc.sh", &["200"]),

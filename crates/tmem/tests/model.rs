@@ -20,6 +20,7 @@ struct World {
     pools: Vec<(PoolId, Pool)>,
     dead: Vec<PoolId>,
     refused: u64,
+    liked: u64,
     budget: u64,
 }
 
@@ -36,6 +37,7 @@ impl World {
             pools: Vec::new(),
             dead: Vec::new(),
             refused: 0,
+            liked: 0,
             budget: BUDGET,
         };
         world.create();
@@ -67,7 +69,8 @@ impl World {
 
     fn step(&mut self) {
         match self.random.below(1000) {
-            0..=649 => self.put(),
+            0..=629 => self.put(),
+            630..=649 => self.put_like(),
             650..=899 => self.get(),
             900..=939 => self.flush_page(),
             940..=949 => self.flush_range(),
@@ -101,6 +104,26 @@ impl World {
                 self.refused += u64::from(!pool.frozen);
                 pool.pages.remove(&(object, index));
             }
+        }
+    }
+
+    /// A page that is stored, or nearly, is put under another key.
+    fn put_like(&mut self) {
+        let (from, to) = (self.pick(), self.pick());
+        let Some((&(object, index), page)) = self.pools[from].1.pages.iter().next() else {
+            return;
+        };
+        let like = Key { pool: self.pools[from].0, object, index };
+        let (mut page, equal) = (*page, self.random.below(4) > 0);
+        page[99] ^= u8::from(!equal);
+        let (object, index) = (self.object(), self.index());
+        let key = Key { pool: self.pools[to].0, object, index };
+        let persistent = [from, to].iter().all(|&at| self.pools[at].1.kind == PoolKind::Persistent);
+        let done = self.store.put_like(key, &page, like);
+        assert!(!done || (equal && persistent && !self.pools[to].1.frozen));
+        if done {
+            self.liked += 1;
+            self.pools[to].1.pages.insert((object, index), page);
         }
     }
 
@@ -284,7 +307,7 @@ fn run(seed: u64, codec: CodecKind, allocator: AllocatorKind, steps: usize) -> b
     world.assert_valid();
     let stats = world.store.stats();
     println!("{stats:?}");
-    let hard = world.refused > 0 && stats.evictions > 0 && stats.moves > 0;
+    let hard = world.refused > 0 && world.liked > 0 && stats.evictions > 0 && stats.moves > 0;
     for (id, _) in world.pools.drain(..) {
         world.store.destroy_pool(id);
     }

@@ -57,7 +57,8 @@ impl Store {
 
     /// If the store holds exactly this page under `like`, gives `key` the same stored copy, as if the pool of `like` had been
     /// cloned with it, and says so. Nothing is packed or stored then, and whatever the key held before is gone. Otherwise
-    /// nothing changes. For pages that forked processes still have in common.
+    /// nothing changes, also not when the budget has no room for another name. For pages that forked processes still have in
+    /// common.
     pub fn put_like(&self, key: Key, page: &Page, like: Key) -> bool {
         let named_twice = |store: &Self| {
             let (_, pool) = store.pool(like.pool).filter(|(state, _)| state.kind() == PoolKind::Persistent)?;
@@ -86,7 +87,9 @@ impl Store {
             }
         };
         let usable = |(state, _): &(PoolState, &PoolSlot)| state.kind() == PoolKind::Persistent && !state.frozen();
-        if self.pool(key.pool).filter(usable).is_none() {
+        /// A row, a leaf, and their share of tables.
+        const NAME_BYTES: u64 = 512;
+        if self.pool(key.pool).filter(usable).is_none() || !self.budget.has_room(NAME_BYTES, Purpose::Admit) {
             return false;
         }
         let Some(word) = named_twice(self) else {
