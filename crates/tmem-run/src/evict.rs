@@ -17,18 +17,18 @@ use tmem::{Key, PoolId};
 
 use crate::agent::Batch;
 use crate::counters::add;
-use crate::fault::Scratch;
+use crate::workers::Server;
 use crate::pages::{PageNumber, Place};
 use crate::proc;
 use crate::shared::{BATCH_PAGES, Shared};
 use crate::space::{Inner, SLOTS, Space, index, object};
 use crate::sys::{self, Errno, Filled, PAGE, Region};
 
-/// MOVEs in one message to the agent: bounds how long faults wait for the lock.
-const MOVES_MAX: usize = 64;
+/// Pages and MOVEs in one message to the agent: bounds how long faults wait for the lock.
+const MESSAGE_PAGES_MAX: usize = 64;
 
-/// Pages looked at for one batch: bounds how long the lock is held when most of them are hot.
-const LOOKS_MAX: usize = 2048;
+/// Pages looked at for one message: bounds how long the lock is held when most of them are hot.
+const LOOKS_MAX: usize = 512;
 
 /// Pages noted as stored under one hold of the lock.
 const COMMIT_PAGES: usize = 32;
@@ -68,7 +68,6 @@ pub struct Evictor {
     items: Vec<Item>,
     /// Pools that may hold the same pages already.
     relatives: Vec<PoolId>,
-    scratch: Scratch,
 }
 
 /// What one step of eviction achieved.
@@ -88,12 +87,11 @@ impl Evictor {
             buffer: vec![0; BATCH_PAGES * PAGE as usize],
             items: Vec::with_capacity(BATCH_PAGES),
             relatives: Vec::new(),
-            scratch: Scratch::default(),
         }
     }
 
-    /// Evicts one batch from `space`.
-    pub fn step(&mut self, shared: &Shared, space: &Space) -> Step {
+    /// Evicts one batch from `space`. Faults that arrive meanwhile are served in between by `server`.
+    pub fn step(&mut self, shared: &Shared, space: &Space, server: &mut Server) -> Step {
         self.items.clear();
         let pid = space.pid.load(Relaxed);
         // A stopped process has a stopped agent, which would keep us waiting with the lock held.
@@ -101,15 +99,21 @@ impl Evictor {
             return Step::default();
         }
         let held = kernel_touched_pages(pid);
-        {
+        let mut looked = false;
+        for _ in 0..BATCH_PAGES / MESSAGE_PAGES_MAX {
             let mut inner = space.lock();
-            let looked = self.move_out(shared, space, &mut inner, &held);
-            space.pump(shared, &mut inner, &mut self.scratch);
-            if self.items.is_empty() {
-                return Step { pages: 0, looked };
+            space.pump(shared, &mut inner, &mut server.scratch);
+            let more = self.move_out(shared, space, &mut inner, &held);
+            space.pump(shared, &mut inner, &mut server.scratch);
+            looked |= more;
+            if !more {
+                break;
             }
         }
-        self.compress(shared, space);
+        if self.items.is_empty() {
+            return Step { pages: 0, looked };
+        }
+        self.compress(shared, space, server);
         let epoch = shared.evicted(self.items.len() as u64);
         let mut pages = 0;
         // In pieces, so that no fault waits for all of it.
@@ -117,7 +121,7 @@ impl Evictor {
             let mut inner = space.lock();
             let part = first..(first + COMMIT_PAGES).min(self.items.len());
             pages += self.commit(shared, space, &mut inner, part, epoch);
-            space.pump(shared, &mut inner, &mut self.scratch);
+            space.pump(shared, &mut inner, &mut server.scratch);
         }
         Step { pages, looked: true }
     }
@@ -142,19 +146,20 @@ impl Evictor {
         self.worker * BATCH_PAGES..(self.worker + 1) * BATCH_PAGES
     }
 
-    /// Step 1. True if there were pages to look at, although perhaps none to take.
+    /// A part of step 1. True if there were pages to look at, although perhaps none to take.
     fn move_out(&mut self, shared: &Shared, space: &Space, inner: &mut Inner, held: &[PageNumber]) -> bool {
         if inner.dead || inner.agent.is_none() {
             return false;
         }
-        space.pump(shared, inner, &mut self.scratch);
         let (runs, looks) = choose(shared, space, inner, held);
         let mut batch = Batch::default();
-        self.add_trash(shared, inner, &mut batch);
+        if self.items.is_empty() {
+            self.add_trash(shared, inner, &mut batch);
+        }
         if runs.is_empty() && batch.is_empty() {
             return looks >= LOOKS_MAX;
         }
-        let mut slot = self.slots().start as u32;
+        let mut slot = self.slots().start as u32 + inner.untrashed[self.worker];
         let mut moves = Vec::with_capacity(runs.len());
         for run in &runs {
             let pages = run.end - run.start;
@@ -251,7 +256,7 @@ impl Evictor {
     }
 
     /// Step 2.
-    fn compress(&mut self, shared: &Shared, space: &Space) {
+    fn compress(&mut self, shared: &Shared, space: &Space, server: &mut Server) {
         let pid = space.pid.load(Relaxed);
         let mut runs: Vec<(u64, usize)> = Vec::new();
         for item in &self.items {
@@ -271,6 +276,7 @@ impl Evictor {
         }
         let mut taken = 0;
         for (i, item) in self.items.iter_mut().enumerate() {
+            server.serve(shared, Duration::ZERO);
             let page: &tmem::Page = self.buffer[i * PAGE as usize..][..PAGE as usize].try_into().expect("one page");
             if item.cached {
                 add(&shared.counters.swapcache_tries, 1);
@@ -393,7 +399,7 @@ fn choose(shared: &Shared, space: &Space, inner: &mut Inner, held: &[PageNumber]
     let mut total = 0;
     let mut looks = 0;
     let mut exclusive = [true; 512];
-    while total < BATCH_PAGES && out.len() < MOVES_MAX && looks < LOOKS_MAX {
+    while total < MESSAGE_PAGES_MAX && looks < LOOKS_MAX {
         let Some(run) = inner.queue.pop_front() else { break };
         let mut stopped_at = None;
         if inner.forked
@@ -402,7 +408,7 @@ fn choose(shared: &Shared, space: &Space, inner: &mut Inner, held: &[PageNumber]
             sys::exclusive_pages(pagemap, run.page, &mut exclusive[..run.pages as usize]);
         }
         for page in present(inner, run.page, run.pages.into()) {
-            if total == BATCH_PAGES || out.len() == MOVES_MAX || looks >= LOOKS_MAX {
+            if total == MESSAGE_PAGES_MAX || looks >= LOOKS_MAX {
                 stopped_at = Some(page);
                 break;
             }

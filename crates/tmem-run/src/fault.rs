@@ -55,7 +55,7 @@ impl Space {
                 }
             }
         }
-        self.publish(inner);
+        self.publish(shared, inner);
     }
 
     /// Serves the faults that waited for room, as far as there is room or they waited long enough.
@@ -77,7 +77,7 @@ impl Space {
                 }
             }
         }
-        self.publish(inner);
+        self.publish(shared, inner);
     }
 
     /// Serves all collected faults now, room or not.

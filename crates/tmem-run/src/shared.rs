@@ -2,9 +2,9 @@
 
 use std::collections::HashMap;
 use std::fs::OpenOptions;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Condvar, Mutex, PoisonError, RwLock};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering::{Acquire, Relaxed, Release}};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use tmem::{Config, Store};
@@ -16,7 +16,7 @@ use crate::pages::PageNumber;
 use crate::space::Space;
 use crate::sys::{self, PAGE};
 
-/// Pages that one evictor takes out at a time.
+/// Pages that one worker takes out at a time.
 pub const BATCH_PAGES: usize = 256;
 
 /// The store must never refuse: what a program needs is kept even over the budget, and the budget is ours to keep,
@@ -53,8 +53,8 @@ pub struct Shared {
     pub store: Store,
     /// Thresholds.
     pub limits: Limits,
-    /// Evictor threads, each with a staging area in every space.
-    pub evictors: usize,
+    /// Worker threads, each with a staging area in every space.
+    pub workers: usize,
     /// `/dev/userfaultfd`, if we may open it.
     pub device: Option<OwnedFd>,
     /// What happened so far.
@@ -65,7 +65,7 @@ pub struct Shared {
     pub faults: Histogram,
     /// Set when the supervisor ends.
     pub stopping: AtomicBool,
-    /// Evictors take this for reading while they work on a space; detaching takes it for writing.
+    /// Workers take this for reading while they evict; detaching takes it for writing.
     pub gate: RwLock<()>,
     /// Memory of the targets at the last sample, in bytes.
     pub resident: AtomicU64,
@@ -74,23 +74,34 @@ pub struct Shared {
     guard: Guard,
     spaces: RwLock<HashMap<u64, Arc<Space>>>,
     epolls: Vec<OwnedFd>,
+    /// Wakes each worker for other reasons than faults.
+    bells: Vec<OwnedFd>,
+    /// Workers that evict just now.
+    evicting: AtomicUsize,
+    /// The worker that served the last fault: memory is wanted there.
+    busiest: AtomicUsize,
+    /// True when faults may be waiting for room.
+    parked: AtomicBool,
     ids: AtomicU64,
     arrivals: AtomicU64,
     evictions: AtomicU64,
-    bell: (Mutex<()>, Condvar),
 }
 
 impl Shared {
-    /// State for a budget of `ram` bytes with `handlers` threads that serve faults and `evictors` that evict.
-    pub fn new(ram: u64, handlers: usize, evictors: usize, guard: Guard) -> Result<Shared, Error> {
+    /// State for a budget of `ram` bytes and this many worker threads.
+    pub fn new(ram: u64, workers: usize, guard: Guard) -> Result<Shared, Error> {
         let store = Store::new(Config::new(ram.saturating_mul(STORE_BUDGET_FACTOR)))
             .map_err(|e| Error::own(format!("the page store: {e}")))?;
         let device = OpenOptions::new().read(true).write(true).open("/dev/userfaultfd").ok().map(OwnedFd::from);
-        let epolls = (0..handlers).map(|_| epoll_create()).collect::<Result<Vec<_>, _>>();
+        let epolls = (0..workers).map(|_| epoll_create()).collect::<Result<Vec<_>, _>>();
+        let epolls = epolls.map_err(|e| Error::own(format!("epoll_create1: {e}")))?;
+        let bells = (0..workers).map(|_| eventfd()).collect::<Result<Vec<_>, _>>();
+        let bells = bells.map_err(|e| Error::own(format!("eventfd: {e}")))?;
+        epolls.iter().zip(&bells).for_each(|(epoll, bell)| watch(epoll, bell.as_raw_fd(), BELL));
         Ok(Shared {
             store,
             limits: Limits::new(ram),
-            evictors,
+            workers,
             device,
             counters: Counters::default(),
             account: Account::default(),
@@ -101,11 +112,14 @@ impl Shared {
             fruitless: AtomicU32::new(0),
             guard,
             spaces: RwLock::default(),
-            epolls: epolls.map_err(|e| Error::own(format!("epoll_create1: {e}")))?,
+            epolls,
+            bells,
+            evicting: AtomicUsize::new(0),
+            busiest: AtomicUsize::new(0),
+            parked: AtomicBool::new(false),
             ids: AtomicU64::new(1),
             arrivals: AtomicU64::new(0),
             evictions: AtomicU64::new(0),
-            bell: Default::default(),
         })
     }
 
@@ -176,27 +190,61 @@ impl Shared {
         (page.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 60 == 0) || (tries > 256 && hits * 4 > tries * 3)
     }
 
-    /// Wakes the evictors.
+    /// Sees to it that somebody evicts: the worker whose spaces want memory, or all when one does not keep up.
     pub fn need_room(&self) {
-        self.bell.1.notify_all();
+        let evicting = self.evicting.load(Relaxed);
+        if self.is_urgent() && evicting < self.workers {
+            (0..self.workers).for_each(|worker| self.ring(worker));
+        } else if evicting == 0 {
+            self.ring(self.busiest.load(Relaxed));
+        }
     }
 
-    /// Waits for work, at most this long.
-    pub fn wait_for_need(&self, most: Duration) {
-        let held = self.bell.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let _ = self.bell.1.wait_timeout(held, most);
+    /// Wakes one worker.
+    pub fn ring(&self, worker: usize) {
+        let one = 1_u64;
+        // SAFETY: the descriptor is an eventfd, which takes the eight bytes of `one`. Full means rung already.
+        unsafe { libc::write(self.bells[worker].as_raw_fd(), (&raw const one).cast(), size_of_val(&one)) };
     }
 
-    /// Takes a space under management: handlers serve it and the guard knows it from now on.
+    /// True when one evictor does not keep up and the others should help.
+    fn is_urgent(&self) -> bool {
+        self.account.estimate() > self.limits.high.midpoint(self.limits.ram)
+    }
+
+    /// Lets the caller evict, if there is need and nobody does already, or if one alone does not keep up. So the
+    /// program keeps its processors.
+    pub fn take_turn(&self) -> Option<Turn<'_>> {
+        if !self.is_tight() {
+            return None;
+        }
+        let turn = Turn(&self.evicting);
+        let others = self.evicting.fetch_add(1, Relaxed);
+        (others == 0 || self.is_urgent()).then_some(turn)
+    }
+
+    /// Notes that a fault waits for room.
+    pub fn has_parked(&self) {
+        self.parked.store(true, Release);
+    }
+
+    /// True if faults may be waiting for room; the caller looks, and whoever parks again says so again.
+    pub fn take_parked(&self) -> bool {
+        self.parked.load(Relaxed) && self.parked.swap(false, Acquire)
+    }
+
+    /// True if faults may be waiting for room.
+    pub fn may_be_parked(&self) -> bool {
+        self.parked.load(Relaxed)
+    }
+
+    /// Takes a space under management: a worker serves it and the guard knows it from now on. Spaces are dealt out in turn.
     pub fn adopt(&self, space: Arc<Space>) {
         self.guard.add_space(space.id, space.uffd.fd());
         let raw = space.uffd.raw();
         let id = space.id;
         self.spaces.write().unwrap_or_else(PoisonError::into_inner).insert(id, space);
-        let epoll = &self.epolls[id as usize % self.epolls.len()];
-        let mut event = libc::epoll_event { events: libc::EPOLLIN as u32, u64: id };
-        // SAFETY: both descriptors are open and `event` lives across the call.
-        unsafe { libc::epoll_ctl(epoll.as_raw_fd(), libc::EPOLL_CTL_ADD, raw, &mut event) };
+        watch(&self.epolls[id as usize % self.workers], raw, id);
     }
 
     /// Tells the guard which processes are in our care.
@@ -225,13 +273,25 @@ impl Shared {
         self.spaces.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
     }
 
-    /// Waits for spaces with messages, on behalf of handler `which`.
-    pub fn wait_for_faults(&self, which: usize, out: &mut Vec<u64>) {
+    /// Waits for spaces of this worker with messages, at most this long. Returns early, perhaps with none, when its bell rings.
+    pub fn wait_for_faults(&self, worker: usize, most: Duration, out: &mut Vec<u64>) {
         let mut events = [libc::epoll_event { events: 0, u64: 0 }; 16];
+        let most = most.as_millis() as i32;
         // SAFETY: `events` has room for the number of events stated.
-        let n = unsafe { libc::epoll_wait(self.epolls[which].as_raw_fd(), events.as_mut_ptr(), 16, 100) };
+        let n = unsafe { libc::epoll_wait(self.epolls[worker].as_raw_fd(), events.as_mut_ptr(), 16, most) };
         out.clear();
-        out.extend(events.iter().take(n.max(0) as usize).map(|e| e.u64));
+        for event in events.iter().take(n.max(0) as usize) {
+            if event.u64 == BELL {
+                let mut rung = 0_u64;
+                // SAFETY: the descriptor is an eventfd and `rung` takes the eight bytes that it gives.
+                unsafe { libc::read(self.bells[worker].as_raw_fd(), (&raw mut rung).cast(), size_of_val(&rung)) };
+            } else {
+                out.push(event.u64);
+            }
+        }
+        if !out.is_empty() {
+            self.busiest.store(worker, Relaxed);
+        }
     }
 
     /// A page cannot be brought back: better no program than a wrong byte.
@@ -249,6 +309,31 @@ impl Shared {
     pub fn dismiss_guard(&self) {
         self.guard.dismiss();
     }
+}
+
+/// What a bell is called in an epoll; no space has this number.
+const BELL: u64 = 0;
+
+/// The right to evict.
+pub struct Turn<'a>(&'a AtomicUsize);
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Relaxed);
+    }
+}
+
+fn watch(epoll: &OwnedFd, fd: RawFd, name: u64) {
+    let mut event = libc::epoll_event { events: libc::EPOLLIN as u32, u64: name };
+    // SAFETY: both descriptors are open and `event` lives across the call.
+    unsafe { libc::epoll_ctl(epoll.as_raw_fd(), libc::EPOLL_CTL_ADD, fd, &mut event) };
+}
+
+fn eventfd() -> Result<OwnedFd, sys::Errno> {
+    // SAFETY: plain system call without pointers.
+    let fd = sys::check(unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) }.into())?;
+    // SAFETY: the kernel just gave us this descriptor.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
 }
 
 fn epoll_create() -> Result<OwnedFd, sys::Errno> {

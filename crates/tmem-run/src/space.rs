@@ -170,7 +170,7 @@ impl Space {
         };
         let (trash_uffd, trash_number) = agent.new_uffd(shared.device.as_ref())?;
         trash_uffd.enable(feature::MOVE).map_err(|e| InjectError::Ours("enabling userfaultfd", e))?;
-        let bytes = shared.evictors as u64 * BATCH_PAGES as u64 * PAGE;
+        let bytes = shared.workers as u64 * BATCH_PAGES as u64 * PAGE;
         let staging = map_area(&agent, bytes)?;
         let trash = map_area(&agent, bytes)?;
         self.uffd.register(staging, bytes).map_err(|e| InjectError::Ours("registering staging", e))?;
@@ -179,8 +179,8 @@ impl Space {
         let mut inner = self.lock();
         inner.staging = staging;
         inner.trash = trash;
-        inner.slots = vec![None; shared.evictors * BATCH_PAGES];
-        inner.untrashed = vec![0; shared.evictors];
+        inner.slots = vec![None; shared.workers * BATCH_PAGES];
+        inner.untrashed = vec![0; shared.workers];
         inner.numbers = (number, trash_number);
         inner.trash_uffd = Some(trash_uffd);
         inner.pagemap = Some(pagemap);
@@ -270,7 +270,7 @@ impl Space {
                 break;
             }
         }
-        self.publish(inner);
+        self.publish(shared, inner);
     }
 
     /// Pages whose `madvise` was announced some time ago and that are still there were given up by MADV_FREE, not
@@ -300,7 +300,7 @@ impl Space {
             self.mark_going(&mut inner, start, end);
         }
         self.rescan(shared, &mut inner);
-        self.publish(&inner);
+        self.publish(shared, &inner);
     }
 
     /// Reads messages until no event is under way.
@@ -333,9 +333,13 @@ impl Space {
     }
 
     /// Tells others how old the oldest queued page is and how many faults wait.
-    pub fn publish(&self, inner: &Inner) {
+    pub fn publish(&self, shared: &Shared, inner: &Inner) {
         self.oldest.store(inner.queue.front().map_or(u64::MAX, |r| r.stamp.into()), Relaxed);
         self.parked.store(inner.parked.len(), Relaxed);
+        if !inner.parked.is_empty() {
+            // Last, so that whoever hears of it finds them.
+            shared.has_parked();
+        }
     }
 }
 
@@ -454,7 +458,7 @@ impl Inner {
 
     /// What of this address space is ours.
     fn own_ranges(&self, shared: &Shared) -> Vec<(u64, u64)> {
-        let bytes = shared.evictors as u64 * BATCH_PAGES as u64 * PAGE;
+        let bytes = shared.workers as u64 * BATCH_PAGES as u64 * PAGE;
         let mut out = vec![(self.tag, self.tag + PAGE)];
         if let Some(agent) = &self.agent {
             out.extend([agent.area(), (self.staging, self.staging + bytes), (self.trash, self.trash + bytes)]);

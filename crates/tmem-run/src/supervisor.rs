@@ -211,9 +211,8 @@ impl Supervisor {
     ) -> Result<Supervisor, Error> {
         let control = Control::claim(main, mark)?;
         let processors = std::thread::available_parallelism().map_or(1, usize::from);
-        let handlers = processors.min(8);
-        let shared = Arc::new(Shared::new(options.ram_bytes, handlers, processors.clamp(1, 4), guard)?);
-        workers::start(&shared, handlers);
+        let shared = Arc::new(Shared::new(options.ram_bytes, processors.clamp(1, 4), guard)?);
+        workers::start(&shared);
         // The program was started before, so it does not inherit this.
         workers::raise_priority(-10);
         let now = Instant::now();
@@ -412,7 +411,7 @@ impl Supervisor {
                 for (start, end) in ranges {
                     space.queue_present(&self.shared, &mut inner, start, end);
                 }
-                space.publish(&inner);
+                space.publish(&self.shared, &inner);
             }
             self.note_charge(pid, &equipped.map(|()| space.id));
         }

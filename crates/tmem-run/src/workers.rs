@@ -1,10 +1,14 @@
-//! The threads that do the work: handlers serve faults, evictors keep memory under the budget.
+//! The threads that do the work. Each serves the faults of the spaces that are dealt to it, and evicts while memory is
+//! short, looking for faults after every page that it compresses: a fault then finds somebody awake who holds no lock.
+//!
+//! With a thread for each of the two, a fault wakes one on a processor that sleeps or has the other to run, and waits for a
+//! lock that the other has (docs/decisions.md has the numbers).
 
 use std::sync::Arc;
 use std::sync::PoisonError;
 use std::sync::atomic::Ordering::Relaxed;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::evict::Evictor;
 use crate::fault::Scratch;
@@ -12,7 +16,7 @@ use crate::shared::Shared;
 use crate::space::Space;
 
 /// Starts all threads. They end when `shared.stopping` is set.
-pub fn start(shared: &Arc<Shared>, handlers: usize) -> Vec<thread::JoinHandle<()>> {
+pub fn start(shared: &Arc<Shared>) {
     // A thread that panics leaves a space half changed: end at once, so that the agents kill rather than the
     // program see a wrong byte.
     let default = std::panic::take_hook();
@@ -20,40 +24,13 @@ pub fn start(shared: &Arc<Shared>, handlers: usize) -> Vec<thread::JoinHandle<()
         default(info);
         std::process::abort();
     }));
-    let mut threads = Vec::new();
-    for which in 0..handlers {
+    for which in 0..shared.workers {
         let shared = Arc::clone(shared);
-        threads.push(spawn(format!("tmem-fault-{which}"), move || serve_faults(&shared, which)));
-    }
-    for worker in 0..shared.evictors {
-        let shared = Arc::clone(shared);
-        threads.push(spawn(format!("tmem-evict-{worker}"), move || evict(&shared, worker)));
-    }
-    threads
-}
-
-fn spawn(name: String, body: impl FnOnce() + Send + 'static) -> thread::JoinHandle<()> {
-    thread::Builder::new()
-        .name(name)
-        .stack_size(512 << 10)
-        .spawn(body)
-        .expect("a thread can be started at the beginning")
-}
-
-/// Each space has one handler: what it does happens under the lock of the space, so that a second one, woken by the next
-/// fault, would only wait for the first (docs/decisions.md has the numbers). Spaces are dealt out in turn.
-fn serve_faults(shared: &Shared, which: usize) {
-    raise_priority(-10);
-    let mut scratch = Scratch::default();
-    let mut ready = Vec::new();
-    while !shared.stopping.load(Relaxed) {
-        shared.wait_for_faults(which, &mut ready);
-        for &id in &ready {
-            if let Some(space) = shared.space(id) {
-                let mut inner = space.lock();
-                space.pump(shared, &mut inner, &mut scratch);
-            }
-        }
+        thread::Builder::new()
+            .name(format!("tmem-work-{which}"))
+            .stack_size(512 << 10)
+            .spawn(move || work(&shared, which))
+            .expect("a thread can be started at the beginning");
     }
 }
 
@@ -63,47 +40,136 @@ pub fn raise_priority(nice: i32) {
     unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, nice) };
 }
 
+/// How often faults that wait for room, and memory that grew without faults, are looked at.
+const INTERVAL: Duration = Duration::from_millis(5);
+
+fn work(shared: &Shared, which: usize) {
+    raise_priority(-10);
+    let mut server = Server { which, scratch: Scratch::default(), ready: Vec::new(), polling: Polling::new() };
+    let mut evictor = Evictor::new(which);
+    while !shared.stopping.load(Relaxed) {
+        if make_room(shared, &mut evictor, &mut server) {
+            server.await_faults(shared);
+        } else {
+            // Nothing can be evicted now; a program that is over its budget anyway must not crawl.
+            server.serve(shared, Duration::from_millis(1));
+        }
+        serve_parked(shared, &mut server.scratch);
+    }
+}
+
+/// Serves the faults of the spaces that are dealt to one worker.
+pub struct Server {
+    which: usize,
+    /// What pages are brought back through.
+    pub scratch: Scratch,
+    ready: Vec<u64>,
+    polling: Polling,
+}
+
+impl Server {
+    /// Serves what waits, or the first that arrives within this time. True if there was something.
+    pub fn serve(&mut self, shared: &Shared, most: Duration) -> bool {
+        shared.wait_for_faults(self.which, most, &mut self.ready);
+        for &id in &self.ready {
+            if let Some(space) = shared.space(id) {
+                let mut inner = space.lock();
+                space.pump(shared, &mut inner, &mut self.scratch);
+            }
+        }
+        !self.ready.is_empty()
+    }
+
+    /// Waits for faults, awake where that pays, and serves them.
+    fn await_faults(&mut self, shared: &Shared) {
+        let began = Instant::now();
+        let mut served = false;
+        let mut now = began;
+        while !served && self.polling.goes_on(began, now) {
+            served = self.serve(shared, Duration::ZERO);
+            // If somebody else wants this processor, it is not idle.
+            thread::yield_now();
+            let before = std::mem::replace(&mut now, Instant::now());
+            self.polling.looked(before, now);
+        }
+        if !served {
+            let most = if shared.may_be_parked() { Duration::from_millis(2) } else { INTERVAL * 20 };
+            served = self.serve(shared, most);
+        }
+        if served {
+            self.polling.found(began.elapsed());
+        }
+    }
+}
+
+/// Decides between polling and sleeping: waking a processor that sleeps costs as much as the fault itself, above all in
+/// a virtual machine. Polling pays while faults follow closely and nobody else wants the processor.
+struct Polling {
+    /// Time between two faults, a moving average.
+    gap: Duration,
+    /// No polling before this: the processor is wanted.
+    not_before: Instant,
+    /// How long the next such pause takes.
+    pause: Duration,
+}
+
+impl Polling {
+    const GAP_MAX: Duration = Duration::from_micros(60);
+    const PAUSES: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(320));
+    /// Between two looks at faults that takes longer than this, somebody else had the processor.
+    const LOOK_MAX: Duration = Duration::from_micros(100);
+
+    fn new() -> Polling {
+        Polling { gap: Duration::from_secs(1), not_before: Instant::now(), pause: Self::PAUSES.0 }
+    }
+
+    fn goes_on(&self, began: Instant, now: Instant) -> bool {
+        self.gap < Self::GAP_MAX && now >= self.not_before && now - began < Self::GAP_MAX * 2
+    }
+
+    fn looked(&mut self, before: Instant, now: Instant) {
+        if now - before > Self::LOOK_MAX {
+            self.not_before = now + self.pause;
+            self.pause = (self.pause * 2).min(Self::PAUSES.1);
+        }
+    }
+
+    fn found(&mut self, gap: Duration) {
+        self.gap = (self.gap * 7 + gap.min(Self::GAP_MAX * 16)) / 8;
+        if self.pause > Self::PAUSES.0 {
+            self.pause -= self.pause / 64;
+        }
+    }
+}
+
 /// Steps in a row that may find nothing but hot pages before eviction counts as fruitless.
 const BARREN_MAX: u32 = 64;
 
-/// Evicts while memory is over the high mark, down to the low mark. The second and further evictors help only when
-/// the first does not keep up, so that the program keeps its processor.
-fn evict(shared: &Shared, worker: usize) {
-    raise_priority(-5);
-    let mut evictor = Evictor::new(worker);
-    let mut scratch = Scratch::default();
-    let limits = shared.limits;
-    let start_above = if worker == 0 { limits.high } else { limits.high.midpoint(limits.ram) };
-    while !shared.stopping.load(Relaxed) {
-        if shared.account.estimate() <= start_above {
-            serve_parked(shared, &mut scratch);
-            shared.wait_for_need(Duration::from_millis(5));
-            continue;
-        }
-        let mut barren = 0;
-        let gate = shared.gate.read().unwrap_or_else(PoisonError::into_inner);
-        while shared.account.estimate() > limits.low && !shared.stopping.load(Relaxed) {
-            let achieved = !shared.is_at_floor()
-                && candidates(shared).iter().any(|space| {
-                    let step = evictor.step(shared, space);
-                    barren = if step.pages > 0 { 0 } else { barren + 1 };
-                    step.pages > 0 || (step.looked && barren < BARREN_MAX)
-                });
-            serve_parked(shared, &mut scratch);
-            shared.store.maintain();
-            if !achieved {
-                shared.fruitless.fetch_add(1, Relaxed);
-                break;
-            }
+/// Evicts while memory is over the high mark, down to the low mark, if that is for this worker to do. False if it
+/// found nothing to evict.
+fn make_room(shared: &Shared, evictor: &mut Evictor, server: &mut Server) -> bool {
+    let Some(_turn) = shared.take_turn() else { return true };
+    let _gate = shared.gate.read().unwrap_or_else(PoisonError::into_inner);
+    let mut barren = 0;
+    let mut fruitful = true;
+    while fruitful && shared.account.estimate() > shared.limits.low && !shared.stopping.load(Relaxed) {
+        fruitful = !shared.is_at_floor()
+            && candidates(shared).iter().any(|space| {
+                let step = evictor.step(shared, space, server);
+                barren = if step.pages > 0 { 0 } else { barren + 1 };
+                step.pages > 0 || (step.looked && barren < BARREN_MAX)
+            });
+        serve_parked(shared, &mut server.scratch);
+        shared.store.maintain();
+        if fruitful {
             shared.fruitless.store(0, Relaxed);
-        }
-        shared.spaces().iter().for_each(|space| evictor.rest(shared, space));
-        drop(gate);
-        if shared.fruitless.load(Relaxed) > 0 {
-            thread::sleep(Duration::from_millis(1));
-            serve_parked(shared, &mut scratch);
+            shared.need_room();
+        } else {
+            shared.fruitless.fetch_add(1, Relaxed);
         }
     }
+    shared.spaces().iter().for_each(|space| evictor.rest(shared, space));
+    fruitful
 }
 
 /// Spaces in the order of the age of their oldest page.
@@ -118,6 +184,9 @@ fn candidates(shared: &Shared) -> Vec<Arc<Space>> {
 }
 
 fn serve_parked(shared: &Shared, scratch: &mut Scratch) {
+    if !shared.take_parked() {
+        return;
+    }
     for space in shared.spaces() {
         if space.parked.load(Relaxed) > 0 {
             let mut inner = space.lock();
