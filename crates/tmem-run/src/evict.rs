@@ -11,18 +11,18 @@
 use std::ops::Range;
 use std::os::fd::AsFd;
 use std::sync::atomic::Ordering::Relaxed;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tmem::{Key, PoolId};
 
-use crate::agent::Batch;
+use crate::agent::{Agent, Batch};
 use crate::counters::add;
-use crate::workers::Server;
 use crate::pages::{PageNumber, Place};
 use crate::proc;
 use crate::shared::{BATCH_PAGES, Shared};
 use crate::space::{Inner, SLOTS, Space, index, object};
 use crate::sys::{self, Errno, Filled, PAGE, Region};
+use crate::workers::Server;
 
 /// Pages and MOVEs in one message to the agent: bounds how long faults wait for the lock.
 const MESSAGE_PAGES_MAX: usize = 64;
@@ -68,6 +68,8 @@ pub struct Evictor {
     items: Vec<Item>,
     /// Pools that may hold the same pages already.
     relatives: Vec<PoolId>,
+    /// Agent of the space: staging is read through this thread, which lives as long as the memory is in our care.
+    agent: i32,
 }
 
 /// What one step of eviction achieved.
@@ -87,6 +89,7 @@ impl Evictor {
             buffer: vec![0; BATCH_PAGES * PAGE as usize],
             items: Vec::with_capacity(BATCH_PAGES),
             relatives: Vec::new(),
+            agent: 0,
         }
     }
 
@@ -179,6 +182,7 @@ impl Evictor {
             return false;
         }
         inner.untrashed[self.worker] = slot - self.slots().start as u32;
+        self.agent = inner.agent.as_ref().map_or(0, Agent::tid);
         self.relatives.clone_from(&inner.relatives);
         for (run, &((call, words), slot)) in runs.into_iter().zip(&moves) {
             let moved = (batch.word(words + 4) as i64).max(0) as u64 / PAGE;
@@ -257,7 +261,6 @@ impl Evictor {
 
     /// Step 2.
     fn compress(&mut self, shared: &Shared, space: &Space, server: &mut Server) {
-        let pid = space.pid.load(Relaxed);
         let mut runs: Vec<(u64, usize)> = Vec::new();
         for item in &self.items {
             match runs.last_mut() {
@@ -266,10 +269,15 @@ impl Evictor {
             }
         }
         let bytes = self.items.len() * PAGE as usize;
-        if sys::read_memory_runs(pid, &runs, &mut self.buffer[..bytes]) != Ok(bytes) {
-            // Only a process that is being torn down cannot be read; any other would get wrong data.
-            if sys::kill(pid, 0) && !matches!(proc::state(pid), Some(('Z' | 'X', _)) | None) {
-                shared.fail_stop(pid, "pages in staging could not be read");
+        if sys::read_memory_runs(self.agent, &runs, &mut self.buffer[..bytes]) != Ok(bytes) {
+            // An agent that ends takes a moment: its memory is gone before it is. Any other would get wrong data.
+            let until = Instant::now() + Duration::from_secs(1);
+            while !matches!(proc::state(self.agent), Some(('Z' | 'X', _)) | None) {
+                if Instant::now() > until {
+                    shared.fail_stop(space.pid.load(Relaxed), "pages in staging could not be read");
+                    break;
+                }
+                std::thread::sleep(Duration::from_millis(1));
             }
             space.lock().dead = true;
             return;

@@ -129,17 +129,26 @@ impl Space {
     /// Takes charge of a process: agent, userfaultfds, staging. Nothing is registered yet.
     pub fn manage(shared: &Shared, pid: i32) -> Result<Arc<Space>, InjectError> {
         let agent = Agent::inject(pid)?;
+        match Space::found(shared, &agent) {
+            Ok((space, number)) => space.equip(shared, pid, agent, Some(number)).map(|()| space),
+            Err(e) => {
+                agent.leave();
+                Err(e)
+            }
+        }
+    }
+
+    /// A new space with its userfaultfd, and the number of that in the agent's table.
+    fn found(shared: &Shared, agent: &Agent) -> Result<(Arc<Space>, u64), InjectError> {
         let (uffd, number) = agent.new_uffd(shared.device.as_ref())?;
         let events = feature::EVENT_FORK | feature::EVENT_REMAP | feature::EVENT_REMOVE | feature::EVENT_UNMAP;
         uffd.enable(events | feature::MOVE).map_err(|e| InjectError::Ours("enabling userfaultfd", e))?;
         let pool = shared.store.create_pool(PoolKind::Persistent, PoolOptions::default());
         let pool = pool.map_err(|_| InjectError::Ours("creating a pool", Errno(libc::ENOMEM)))?;
         let mut inner = Inner::new(pool);
-        inner.tag = map_tag(&agent)?;
+        inner.tag = map_tag(agent)?;
         uffd.register(inner.tag, PAGE).map_err(|e| InjectError::Ours("registering", e))?;
-        let space = Space::assemble(shared, uffd, inner);
-        space.equip(shared, pid, agent, Some(number))?;
-        Ok(space)
+        Ok((Space::assemble(shared, uffd, inner), number))
     }
 
     /// A forked child's address space: served from now on, its process still to be found.
@@ -162,8 +171,27 @@ impl Space {
         })
     }
 
-    /// Gives a space an agent in its process and the areas that eviction needs.
+    /// Gives a space an agent in its process and the areas that eviction needs. If that fails, the agent leaves: one that
+    /// only hears no more from us would kill.
     pub fn equip(&self, shared: &Shared, pid: i32, agent: Agent, number: Option<u64>) -> Result<(), InjectError> {
+        match self.outfit(shared, pid, &agent, number) {
+            Ok(()) => {
+                self.lock().agent = Some(agent);
+                add(&shared.counters.processes_managed, 1);
+                Ok(())
+            }
+            Err(e) => {
+                agent.leave();
+                Err(e)
+            }
+        }
+    }
+
+    fn outfit(&self, shared: &Shared, pid: i32, agent: &Agent, number: Option<u64>) -> Result<(), InjectError> {
+        // A forked child may have become another program before its agent was in place; that is not this space.
+        if number.is_none() && !self.is_of(pid) {
+            return Err(InjectError::Busy);
+        }
         let number = match number {
             Some(number) => number,
             None => agent.give(self.uffd.fd())?,
@@ -171,8 +199,8 @@ impl Space {
         let (trash_uffd, trash_number) = agent.new_uffd(shared.device.as_ref())?;
         trash_uffd.enable(feature::MOVE).map_err(|e| InjectError::Ours("enabling userfaultfd", e))?;
         let bytes = shared.workers as u64 * BATCH_PAGES as u64 * PAGE;
-        let staging = map_area(&agent, bytes)?;
-        let trash = map_area(&agent, bytes)?;
+        let staging = map_area(agent, bytes)?;
+        let trash = map_area(agent, bytes)?;
         self.uffd.register(staging, bytes).map_err(|e| InjectError::Ours("registering staging", e))?;
         trash_uffd.register(trash, bytes).map_err(|e| InjectError::Ours("registering trash", e))?;
         let pagemap = File::open(format!("/proc/{pid}/pagemap")).map_err(|_| InjectError::Gone(None))?;
@@ -184,9 +212,7 @@ impl Space {
         inner.numbers = (number, trash_number);
         inner.trash_uffd = Some(trash_uffd);
         inner.pagemap = Some(pagemap);
-        inner.agent = Some(agent);
         self.pid.store(pid, Relaxed);
-        add(&shared.counters.processes_managed, 1);
         Ok(())
     }
 

@@ -40,19 +40,25 @@ pub fn raise_priority(nice: i32) {
     unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, nice) };
 }
 
-/// How often faults that wait for room, and memory that grew without faults, are looked at.
-const INTERVAL: Duration = Duration::from_millis(5);
+/// How long a worker sleeps at most when nothing is asked of it, and while faults wait for room.
+const INTERVAL: Duration = Duration::from_millis(100);
+const PARKED: Duration = Duration::from_millis(2);
+/// How long eviction rests after it found nothing to evict. A program that is over its budget anyway must not crawl, so
+/// faults are served meanwhile.
+const FUTILE: Duration = Duration::from_millis(1);
 
 fn work(shared: &Shared, which: usize) {
     raise_priority(-10);
     let mut server = Server { which, scratch: Scratch::default(), ready: Vec::new(), polling: Polling::new() };
     let mut evictor = Evictor::new(which);
+    let mut futile_until = Instant::now();
     while !shared.stopping.load(Relaxed) {
-        if make_room(shared, &mut evictor, &mut server) {
-            server.await_faults(shared);
+        if Instant::now() < futile_until {
+            server.await_faults(shared, FUTILE);
+        } else if make_room(shared, &mut evictor, &mut server) {
+            server.await_faults(shared, if shared.may_be_parked() { PARKED } else { INTERVAL });
         } else {
-            // Nothing can be evicted now; a program that is over its budget anyway must not crawl.
-            server.serve(shared, Duration::from_millis(1));
+            futile_until = Instant::now() + FUTILE;
         }
         serve_parked(shared, &mut server.scratch);
     }
@@ -80,8 +86,8 @@ impl Server {
         !self.ready.is_empty()
     }
 
-    /// Waits for faults, awake where that pays, and serves them.
-    fn await_faults(&mut self, shared: &Shared) {
+    /// Waits for faults, at most about this long and awake where that pays, and serves them.
+    fn await_faults(&mut self, shared: &Shared, most: Duration) {
         let began = Instant::now();
         let mut served = false;
         let mut now = began;
@@ -93,7 +99,6 @@ impl Server {
             self.polling.looked(before, now);
         }
         if !served {
-            let most = if shared.may_be_parked() { Duration::from_millis(2) } else { INTERVAL * 20 };
             served = self.serve(shared, most);
         }
         if served {
