@@ -77,7 +77,8 @@ impl Space {
                 }
             }
         }
-        self.publish(shared, inner);
+        // Reading an event may have brought faults along, which nobody else would hear of.
+        self.pump(shared, inner, scratch);
     }
 
     /// Serves all collected faults now, room or not.

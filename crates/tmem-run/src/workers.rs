@@ -43,8 +43,8 @@ pub fn raise_priority(nice: i32) {
 /// How long a worker sleeps at most when nothing is asked of it, and while faults wait for room.
 const INTERVAL: Duration = Duration::from_millis(100);
 const PARKED: Duration = Duration::from_millis(2);
-/// How long eviction rests after it found nothing to evict. A program that is over its budget anyway must not crawl, so
-/// faults are served meanwhile.
+/// How long eviction rests at least after it found nothing to evict, and as long as that took. A program that is over
+/// its budget anyway must not crawl, so faults are served meanwhile.
 const FUTILE: Duration = Duration::from_millis(1);
 
 fn work(shared: &Shared, which: usize) {
@@ -53,12 +53,13 @@ fn work(shared: &Shared, which: usize) {
     let mut evictor = Evictor::new(which);
     let mut futile_until = Instant::now();
     while !shared.stopping.load(Relaxed) {
-        if Instant::now() < futile_until {
+        let began = Instant::now();
+        if began < futile_until {
             server.await_faults(shared, FUTILE);
         } else if make_room(shared, &mut evictor, &mut server) {
             server.await_faults(shared, if shared.may_be_parked() { PARKED } else { INTERVAL });
         } else {
-            futile_until = Instant::now() + FUTILE;
+            futile_until = Instant::now() + FUTILE.max(began.elapsed());
         }
         serve_parked(shared, &mut server.scratch);
     }
@@ -161,6 +162,8 @@ fn make_room(shared: &Shared, evictor: &mut Evictor, server: &mut Server) -> boo
         fruitful = !shared.is_at_floor()
             && candidates(shared).iter().any(|space| {
                 let step = evictor.step(shared, space, server);
+                // Not all that was looked at is this worker's to serve, and a step may compress nothing.
+                server.serve(shared, Duration::ZERO);
                 barren = if step.pages > 0 { 0 } else { barren + 1 };
                 step.pages > 0 || (step.looked && barren < BARREN_MAX)
             });
