@@ -29,6 +29,11 @@ const STORE_BUDGET_FACTOR: u64 = 64;
 /// Smallest budget that leaves a program something beside the supervisor's own memory.
 pub const RAM_BYTES_MIN: u64 = 12 << 20;
 
+/// What programs keep at first of a budget however much is stored. A program that works in less gets nowhere.
+fn floor_of(ram: u64) -> u64 {
+    ram / 8
+}
+
 /// Bytes of total memory at which things happen.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
@@ -70,10 +75,14 @@ pub struct Shared {
     pub stopping: AtomicBool,
     /// Workers take this for reading while they evict; detaching takes it for writing.
     pub gate: RwLock<()>,
-    /// Memory of the targets at the last sample, in bytes.
-    pub resident: AtomicU64,
+    /// The supervisor's own memory, above all the store, at the last sample, in bytes.
+    pub own: AtomicU64,
+    /// What the programs may hold in any case, in bytes: less would stop them.
+    floor: AtomicU64,
     /// Steps of eviction without result since the last one with.
     pub fruitless: AtomicU32,
+    /// How often memory was found that may be evicted: an attempt that began before proves nothing.
+    pub finds: AtomicU32,
     guard: Guard,
     spaces: RwLock<HashMap<u64, Arc<Space>>>,
     epolls: Vec<OwnedFd>,
@@ -111,8 +120,10 @@ impl Shared {
             faults: Histogram::default(),
             stopping: AtomicBool::new(false),
             gate: RwLock::new(()),
-            resident: AtomicU64::new(0),
+            own: AtomicU64::new(0),
+            floor: AtomicU64::new(floor_of(ram)),
             fruitless: AtomicU32::new(0),
+            finds: AtomicU32::new(0),
             guard,
             spaces: RwLock::default(),
             epolls,
@@ -161,7 +172,7 @@ impl Shared {
 
     /// True while memory may be given out.
     pub fn has_room(&self) -> bool {
-        self.account.estimate() < self.limits.ram
+        self.account.estimate() < self.limits.ram || self.is_at_floor()
     }
 
     /// True when memory should be given out sparingly.
@@ -169,20 +180,24 @@ impl Shared {
         self.account.estimate() > self.limits.high
     }
 
-    /// How long a fault waits for room at most: not at all when eviction achieves nothing, or when the store alone
-    /// fills the budget and waiting would only make a program crawl that must grow anyway.
+    /// How long a fault waits for room at most: not at all when eviction finds nothing.
     pub fn patience(&self) -> Duration {
-        let stored = self.account.estimate().saturating_sub(self.resident.load(Relaxed));
-        if self.is_at_floor() || stored > self.limits.ram - self.limits.ram / 8 {
-            return Duration::ZERO;
-        }
         Duration::from_millis(if self.fruitless.load(Relaxed) == 0 { 12 } else { 0 })
     }
 
-    /// True when so little is left with the programs that taking more would stop them: what they need does not fit
-    /// the budget even compressed.
+    /// True when so little is left with the programs that taking more would stop them.
     pub fn is_at_floor(&self) -> bool {
-        self.resident.load(Relaxed) < self.limits.ram / 8
+        self.account.estimate().saturating_sub(self.own.load(Relaxed)) < self.floor.load(Relaxed)
+    }
+
+    /// Leaves more with the programs: what they need does not fit the budget even compressed.
+    pub fn raise_floor(&self) {
+        self.floor.fetch_add(floor_of(self.limits.ram), Relaxed);
+    }
+
+    /// Leaves as little with the programs as at the beginning.
+    pub fn lower_floor(&self) {
+        self.floor.store(floor_of(self.limits.ram), Relaxed);
     }
 
     /// Whether the stored copy of a page that came back is kept. It pays when most such pages leave again
@@ -203,8 +218,17 @@ impl Shared {
         }
     }
 
+    /// Notes that there is more to evict than was known.
+    pub fn found_more(&self) {
+        self.finds.fetch_add(1, Relaxed);
+        self.fruitless.store(0, Relaxed);
+        if self.is_tight() {
+            self.need_room();
+        }
+    }
+
     /// Wakes one worker.
-    pub fn ring(&self, worker: usize) {
+    fn ring(&self, worker: usize) {
         let one = 1_u64;
         // SAFETY: the descriptor is an eventfd, which takes the eight bytes of `one`. Full means rung already.
         unsafe { libc::write(self.bells[worker].as_raw_fd(), (&raw const one).cast(), size_of_val(&one)) };

@@ -189,7 +189,7 @@ impl Space {
 
     fn outfit(&self, shared: &Shared, pid: i32, agent: &Agent, number: Option<u64>) -> Result<(), InjectError> {
         // A forked child may have become another program before its agent was in place; that is not this space.
-        if number.is_none() && !self.is_of(pid) {
+        if number.is_none() && self.is_of(pid) != Some(true) {
             return Err(InjectError::Busy);
         }
         let number = match number {
@@ -233,20 +233,21 @@ impl Space {
         self.inner.try_lock().ok()
     }
 
-    /// True if this space is the one that process `pid` lives in.
-    pub fn is_of(&self, pid: i32) -> bool {
+    /// Whether this space is the one that process `pid` lives in; `None` if that cannot be told just now.
+    pub fn is_of(&self, pid: i32) -> Option<bool> {
         let tag = {
             let inner = self.lock();
-            if self.probe(&inner) != Probe::Quiet {
-                return false;
+            match self.probe(&inner) {
+                Probe::Quiet => inner.tag,
+                Probe::Changing => return None,
+                Probe::Dead => return Some(false),
             }
-            inner.tag
         };
-        let Ok(pagemap) = File::open(format!("/proc/{pid}/pagemap")) else { return false };
+        let Ok(pagemap) = File::open(format!("/proc/{pid}/pagemap")) else { return Some(false) };
         let mut region = [Region::default()];
-        let Ok((1, _)) = sys::scan_present(pagemap.as_fd(), tag, tag + PAGE, &mut region) else { return false };
+        let Ok((1, _)) = sys::scan_present(pagemap.as_fd(), tag, tag + PAGE, &mut region) else { return Some(false) };
         let mut id = [0_u8; 8];
-        sys::read_memory(pid, tag, &mut id).is_ok() && u64::from_le_bytes(id) == self.id
+        Some(sys::read_memory(pid, tag, &mut id).is_ok() && u64::from_le_bytes(id) == self.id)
     }
 
     /// Asks the kernel whether an event is under way: a COPY to the tag page says so. The first that succeeds also
@@ -264,7 +265,9 @@ impl Space {
     /// What counts as registered must be so: a page taken from a mapping that is not would be lost. Mappings change
     /// while we look, and UFFDIO_REGISTER passes over holes. So the mappings are listed again afterwards, each one
     /// is asked whether it is registered, and all of it counts only if no mapping of ours changed meanwhile.
-    pub fn survey(&self, shared: &Shared, inner: &mut Inner) {
+    ///
+    /// True if something new was found.
+    pub fn survey(&self, shared: &Shared, inner: &mut Inner) -> bool {
         let pid = self.pid.load(Relaxed);
         let own = inner.own_ranges(shared);
         let mut news = RangeSet::default();
@@ -278,12 +281,13 @@ impl Space {
             }
         }
         if news.iter().next().is_none() {
-            return;
+            return false;
         }
+        let mut found = Vec::new();
         for _ in 0..4 {
             self.drain_to_quiet(shared, inner);
             let changes = inner.changes;
-            let mut found = Vec::new();
+            found.clear();
             for mapping in proc::evictable_mappings(pid) {
                 let parts = news.overlaps(mapping.start, mapping.end);
                 if !parts.is_empty() && self.uffd.is_registered(mapping.start) {
@@ -297,6 +301,7 @@ impl Space {
             }
         }
         self.publish(shared, inner);
+        !found.is_empty()
     }
 
     /// Pages whose `madvise` was announced some time ago and that are still there were given up by MADV_FREE, not

@@ -275,14 +275,14 @@ impl Supervisor {
             self.find_children();
             (self.refreshed, self.refreshing) = (Instant::now(), start.elapsed());
         }
+        let shared = Arc::clone(&self.shared);
+        self.throttle.govern(&shared, total, || shared.spaces());
         if near && !self.released {
             self.manage();
         }
         if total > limits.high {
             self.shared.need_room();
         }
-        let shared = Arc::clone(&self.shared);
-        self.throttle.govern(&shared, total, || shared.spaces());
         self.watch_full(total);
         self.draw(total);
         // Memory can grow by some 3 GB a second and processor: look again before the room to the trigger is gone.
@@ -295,7 +295,7 @@ impl Supervisor {
         let targets = self.tree.sample();
         let own = proc::anonymous_bytes(std::process::id() as i32).unwrap_or(0);
         let total = targets + own;
-        self.shared.resident.store(targets, Relaxed);
+        self.shared.own.store(own, Relaxed);
         self.shared.account.sample(total, noted);
         let r = &mut self.report;
         r.ram_peak_bytes = r.ram_peak_bytes.max(total);
@@ -315,12 +315,14 @@ impl Supervisor {
 
     /// Gives agents to processes that are large enough, and registers what they mapped since.
     fn manage(&mut self) {
-        let now = Instant::now();
-        let is_new = |(_, p): &(&i32, &Process)| {
-            let wait = p.refused.as_ref().is_some_and(|(until, _)| *until > now);
-            p.space.is_none() && !p.borrowed && p.anonymous >= MANAGED_BYTES_MIN && !wait
-        };
-        let mut new: Vec<i32> = self.tree.processes.iter().filter(is_new).map(|(&pid, _)| pid).collect();
+        let mut new = self.unmanaged();
+        if !new.is_empty() {
+            // A message of a fork is read and handled under the lock of its space: once each lock was free, every child
+            // that we know of has its space. To take it for a stranger would leave its memory out of reach for good.
+            self.shared.spaces().iter().for_each(|space| drop(space.lock()));
+            self.find_children();
+            new = self.unmanaged();
+        }
         // While one gets its agent, the others could fill the rest of the budget several times.
         let mut held: Vec<_> = new.iter().skip(1).map(|&pid| ptrace::hold_running(pid, 0)).collect();
         while let Some(pid) = new.pop() {
@@ -329,20 +331,34 @@ impl Supervisor {
         }
         for pid in self.tree.by_size() {
             let space = self.tree.processes.get(&pid).and_then(|p| p.space).and_then(|id| self.shared.space(id));
-            if let Some(space) = space
-                && let Some(mut inner) = space.try_lock()
+            let Some(space) = space else { continue };
+            // While the program stands still there is time to wait for the lock.
+            let inner = if self.throttle.holds() { Some(space.lock()) } else { space.try_lock() };
+            if let Some(mut inner) = inner
                 && inner.agent.is_some()
                 && !inner.dead
             {
                 let anonymous = self.tree.processes[&pid].anonymous;
                 if inner.survey_is_due(anonymous) {
-                    space.survey(&self.shared, &mut inner);
+                    if space.survey(&self.shared, &mut inner) {
+                        self.shared.found_more();
+                    }
                     space.pump(&self.shared, &mut inner, &mut self.scratch);
                 }
                 drop(inner);
                 space.settle_going(&self.shared);
             }
         }
+    }
+
+    /// Processes that are large enough for an agent and have none.
+    fn unmanaged(&self) -> Vec<i32> {
+        let now = Instant::now();
+        let is_new = |(_, p): &(&i32, &Process)| {
+            let wait = p.refused.as_ref().is_some_and(|(until, _)| *until > now);
+            p.space.is_none() && !p.borrowed && p.anonymous >= MANAGED_BYTES_MIN && !wait
+        };
+        self.tree.processes.iter().filter(is_new).map(|(&pid, _)| pid).collect()
     }
 
     fn take_charge(&mut self, pid: i32) -> Result<(), InjectError> {
@@ -403,7 +419,15 @@ impl Supervisor {
             if self.tree.processes[&pid].space.is_some() {
                 continue;
             }
-            let Some(space) = lost.iter().find(|s| s.pid.load(Relaxed) == 0 && s.is_of(pid)) else { continue };
+            let answers = lost.iter().filter(|s| s.pid.load(Relaxed) == 0).map(|s| (s, s.is_of(pid)));
+            let Some((space, certain)) = answers.filter(|(_, is)| *is != Some(false)).max_by_key(|(_, is)| *is) else {
+                continue;
+            };
+            if certain.is_none() {
+                // To be asked again, and not to be taken for a stranger meanwhile.
+                self.note_charge(pid, &Err(InjectError::Busy));
+                continue;
+            }
             let equipped = Agent::inject(pid).and_then(|agent| space.equip(&self.shared, pid, agent, None));
             if equipped.is_ok() {
                 let mut inner = space.lock();
@@ -437,12 +461,19 @@ impl Supervisor {
         let shared = &self.shared;
         if self.released || total <= shared.limits.ram + (1 << 20) {
             self.over_since = None;
+            shared.lower_floor();
             return;
         }
         // Either eviction says that it finds nothing, or it had a second and did not get there.
-        let barren = shared.fruitless.load(Relaxed) > 0 || shared.patience().is_zero();
+        let barren = shared.patience().is_zero();
         let enough = Duration::from_millis(if barren { 200 } else { 1000 });
-        if self.over_since.get_or_insert_with(Instant::now).elapsed() < enough || self.told_full {
+        if self.over_since.get_or_insert_with(Instant::now).elapsed() < enough {
+            return;
+        }
+        // Not all at once: perhaps a little more is enough.
+        self.over_since = Some(Instant::now());
+        shared.raise_floor();
+        if self.told_full {
             return;
         }
         self.told_full = true;

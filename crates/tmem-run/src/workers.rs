@@ -53,13 +53,12 @@ fn work(shared: &Shared, which: usize) {
     let mut evictor = Evictor::new(which);
     let mut futile_until = Instant::now();
     while !shared.stopping.load(Relaxed) {
-        let began = Instant::now();
-        if began < futile_until {
+        if shared.fruitless.load(Relaxed) > 0 && Instant::now() < futile_until {
             server.await_faults(shared, FUTILE);
-        } else if make_room(shared, &mut evictor, &mut server) {
-            server.await_faults(shared, if shared.may_be_parked() { PARKED } else { INTERVAL });
+        } else if let Err(Fruitless { took }) = make_room(shared, &mut evictor, &mut server) {
+            futile_until = Instant::now() + FUTILE.max(took);
         } else {
-            futile_until = Instant::now() + FUTILE.max(began.elapsed());
+            server.await_faults(shared, if shared.may_be_parked() { PARKED } else { INTERVAL });
         }
         serve_parked(shared, &mut server.scratch);
     }
@@ -151,33 +150,41 @@ impl Polling {
 /// Steps in a row that may find nothing but hot pages before eviction counts as fruitless.
 const BARREN_MAX: u32 = 64;
 
-/// Evicts while memory is over the high mark, down to the low mark, if that is for this worker to do. False if it
-/// found nothing to evict.
-fn make_room(shared: &Shared, evictor: &mut Evictor, server: &mut Server) -> bool {
-    let Some(_turn) = shared.take_turn() else { return true };
+/// Nothing was found to evict.
+struct Fruitless {
+    /// How long it took to find that out.
+    took: Duration,
+}
+
+/// Evicts while memory is over the high mark, down to the low mark, if that is for this worker to do.
+fn make_room(shared: &Shared, evictor: &mut Evictor, server: &mut Server) -> Result<(), Fruitless> {
+    let Some(_turn) = shared.take_turn() else { return Ok(()) };
     let _gate = shared.gate.read().unwrap_or_else(PoisonError::into_inner);
     let mut barren = 0;
-    let mut fruitful = true;
-    while fruitful && shared.account.estimate() > shared.limits.low && !shared.stopping.load(Relaxed) {
-        fruitful = !shared.is_at_floor()
-            && candidates(shared).iter().any(|space| {
-                let step = evictor.step(shared, space, server);
-                // Not all that was looked at is this worker's to serve, and a step may compress nothing.
-                server.serve(shared, Duration::ZERO);
-                barren = if step.pages > 0 { 0 } else { barren + 1 };
-                step.pages > 0 || (step.looked && barren < BARREN_MAX)
-            });
+    let mut result = Ok(());
+    let is_wanted =
+        || shared.account.estimate() > shared.limits.low && !shared.is_at_floor() && !shared.stopping.load(Relaxed);
+    while result.is_ok() && is_wanted() {
+        let (began, finds) = (Instant::now(), shared.finds.load(Relaxed));
+        let fruitful = candidates(shared).iter().any(|space| {
+            let step = evictor.step(shared, space, server);
+            // Not all that was looked at is this worker's to serve, and a step may compress nothing.
+            server.serve(shared, Duration::ZERO);
+            barren = if step.pages > 0 { 0 } else { barren + 1 };
+            step.pages > 0 || (step.looked && barren < BARREN_MAX)
+        });
         serve_parked(shared, &mut server.scratch);
         shared.store.maintain();
         if fruitful {
             shared.fruitless.store(0, Relaxed);
             shared.need_room();
-        } else {
+        } else if finds == shared.finds.load(Relaxed) {
             shared.fruitless.fetch_add(1, Relaxed);
+            result = Err(Fruitless { took: began.elapsed() });
         }
     }
     shared.spaces().iter().for_each(|space| evictor.rest(shared, space));
-    fruitful
+    result
 }
 
 /// Spaces in the order of the age of their oldest page.
