@@ -34,11 +34,13 @@ impl Space {
 
     /// A child got a copy of the address space. It misses exactly the pages that are away now.
     fn fork(&self, shared: &Shared, inner: &mut Inner, uffd: Uffd) {
+        // The child runs from now on: should we end before it is known, it must not read zeros.
+        let id = shared.next_id();
+        shared.guard_space(id, &uffd);
         add(&shared.counters.forks_followed, 1);
         inner.forked = true;
-        let pool = match shared.store.clone_pool(inner.pool) {
-            Ok(pool) => pool,
-            Err(e) => return shared.fail_stop(self.pid.load(Relaxed), &format!("a fork could not be followed: {e}")),
+        let Ok(pool) = shared.store.clone_pool(inner.pool) else {
+            shared.fail_stop_all("a fork could not be followed");
         };
         shared.store.flush_object(pool, SLOTS);
         let mut child = Inner::new(pool);
@@ -66,18 +68,14 @@ impl Space {
             inner.wiped = proc::wiped_on_fork(pid);
         }
         child.wiped = inner.wiped.clone();
-        let mut buffer = [0_u8; PAGE as usize];
-        for (&page, &slot) in &inner.staged {
-            let whole =
-                sys::read_memory(self.pid.load(Relaxed), inner.slot_address(slot), &mut buffer) == Ok(buffer.len());
-            if !whole || shared.store.put(child.key(page), &buffer).is_err() {
-                return shared
-                    .fail_stop(self.pid.load(Relaxed), "a page in staging could not be stored for a forked child");
+        for (&page, staged) in &inner.staged {
+            if shared.store.put(child.key(page), staged.contents.page()).is_err() {
+                shared.fail_stop_all("a page in staging could not be stored for a forked child");
             }
             child.set_place(page, Place::Stored);
         }
         let wiped: Vec<_> = child.wiped.iter().map(|m| (m.start, m.end)).collect();
-        let space = Space::forked(shared, uffd, child);
+        let space = Space::new(id, uffd, child);
         {
             let mut child = space.lock();
             for (start, end) in wiped {
@@ -97,15 +95,11 @@ impl Space {
             shared.store.rekey_range(inner.pool, object(from), range, object(to), index(to));
         }
         inner.pages.rekey(first..first + count, target);
-        let staged: Vec<(PageNumber, u32)> =
-            inner.staged.iter().map(|(&p, &s)| (p, s)).filter(|&(p, _)| (first..first + count).contains(&p)).collect();
-        for (page, _) in &staged {
-            inner.staged.remove(page);
-        }
-        for (page, slot) in staged {
+        let moved: Vec<_> = inner.staged.extract_if(|page, _| (first..first + count).contains(page)).collect();
+        for (page, staged) in moved {
             let page = page - first + target;
-            inner.staged.insert(page, slot);
-            inner.slots[slot as usize] = Some(page);
+            inner.slots[staged.slot as usize] = Some(page);
+            inner.staged.insert(page, staged);
         }
         for (start, end) in inner.registered.overlaps(from, from + bytes) {
             inner.registered.remove(start, end);

@@ -1,15 +1,17 @@
 //! Eviction: cold pages leave, a batch at a time, away from the fault path.
 //!
-//! 1. Under the lock: choose from the old end of the queue, have the agent MOVE the pages to staging, note them
-//!    as staged. From here on a touch brings a page straight back from staging.
-//! 2. Without the lock: read staging, compress, put into the store.
+//! 1. Under the lock: choose from the old end of the queue, have the agent MOVE the pages to staging, read them from
+//!    there, note them as staged. From here on a touch brings a page straight back from what was read. The process may end
+//!    and leave its pages to a forked child as soon as the lock is free, so they must have been read by then.
+//! 2. Without the lock: compress, put into the store.
 //! 3. Under the lock: pages that are still staged are now stored; for the others the stored copy is flushed.
-//! 4. With the next batch (or at rest) the emptied staging pages are dropped.
+//! 4. With the next message (or at rest) the emptied staging area is dropped.
 //!
 //! A page between 1 and 3 is *in flight* and is not chosen again, so two evictors never store one page at once.
 
 use std::ops::Range;
 use std::os::fd::AsFd;
+use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
@@ -20,7 +22,7 @@ use crate::counters::add;
 use crate::pages::{PageNumber, Place};
 use crate::proc;
 use crate::shared::{BATCH_PAGES, Shared};
-use crate::space::{Inner, SLOTS, Space, index, object};
+use crate::space::{Contents, Inner, SLOTS, Space, Staged, index, object};
 use crate::sys::{self, Errno, Filled, PAGE, Region};
 use crate::workers::Server;
 
@@ -42,7 +44,7 @@ struct Item {
     key: Key,
     slot_key: Key,
     slot: u32,
-    address: u64,
+    contents: Contents,
     cached: bool,
     /// A forked relative had it too.
     shared: bool,
@@ -64,12 +66,11 @@ enum Copy {
 /// What one evictor thread works with.
 pub struct Evictor {
     worker: usize,
-    buffer: Vec<u8>,
+    /// What was read from staging, one chunk for each message; used again when nobody refers to it any more.
+    chunks: Vec<Arc<Vec<u8>>>,
     items: Vec<Item>,
     /// Pools that may hold the same pages already.
     relatives: Vec<PoolId>,
-    /// Agent of the space: staging is read through this thread, which lives as long as the memory is in our care.
-    agent: i32,
 }
 
 /// What one step of eviction achieved.
@@ -86,10 +87,9 @@ impl Evictor {
     pub fn new(worker: usize) -> Evictor {
         Evictor {
             worker,
-            buffer: vec![0; BATCH_PAGES * PAGE as usize],
+            chunks: vec![Arc::default(); BATCH_PAGES / MESSAGE_PAGES_MAX],
             items: Vec::with_capacity(BATCH_PAGES),
             relatives: Vec::new(),
-            agent: 0,
         }
     }
 
@@ -103,11 +103,10 @@ impl Evictor {
         }
         let held = kernel_touched_pages(pid);
         let mut looked = false;
-        for _ in 0..BATCH_PAGES / MESSAGE_PAGES_MAX {
+        for message in 0..self.chunks.len() {
             let mut inner = space.lock();
             space.pump(shared, &mut inner, &mut server.scratch);
-            let more = self.move_out(shared, space, &mut inner, &held);
-            space.pump(shared, &mut inner, &mut server.scratch);
+            let more = self.move_out(shared, space, &mut inner, &held, message);
             looked |= more;
             if !more {
                 break;
@@ -116,7 +115,7 @@ impl Evictor {
         if self.items.is_empty() {
             return Step { pages: 0, looked };
         }
-        self.compress(shared, space, server);
+        self.compress(shared, server);
         let epoch = shared.evicted(self.items.len() as u64);
         let mut pages = 0;
         // In pieces, so that no fault waits for all of it.
@@ -129,13 +128,13 @@ impl Evictor {
         Step { pages, looked: true }
     }
 
-    /// Empties this evictor's staging in `space` when there is no next batch to do it with.
+    /// Empties this evictor's staging in `space` when there is no next message to do it with.
     pub fn rest(&mut self, shared: &Shared, space: &Space) {
         if !matches!(proc::state(space.pid.load(Relaxed)), Some(('R' | 'S' | 'D', _))) {
             return;
         }
         let mut inner = space.lock();
-        if inner.dead || inner.untrashed.get(self.worker).is_none_or(|&n| n == 0) {
+        if inner.dead || inner.untrashed.get(self.worker).is_none_or(Range::is_empty) {
             return;
         }
         let mut batch = Batch::default();
@@ -145,24 +144,26 @@ impl Evictor {
         }
     }
 
-    fn slots(&self) -> Range<usize> {
-        self.worker * BATCH_PAGES..(self.worker + 1) * BATCH_PAGES
-    }
-
     /// A part of step 1. True if there were pages to look at, although perhaps none to take.
-    fn move_out(&mut self, shared: &Shared, space: &Space, inner: &mut Inner, held: &[PageNumber]) -> bool {
+    fn move_out(
+        &mut self,
+        shared: &Shared,
+        space: &Space,
+        inner: &mut Inner,
+        held: &[PageNumber],
+        message: usize,
+    ) -> bool {
         if inner.dead || inner.agent.is_none() {
             return false;
         }
         let (runs, looks) = choose(shared, space, inner, held);
         let mut batch = Batch::default();
-        if self.items.is_empty() {
-            self.add_trash(shared, inner, &mut batch);
-        }
+        self.add_trash(shared, inner, &mut batch);
         if runs.is_empty() && batch.is_empty() {
             return looks >= LOOKS_MAX;
         }
-        let mut slot = self.slots().start as u32 + inner.untrashed[self.worker];
+        let first = (self.worker * BATCH_PAGES + message * MESSAGE_PAGES_MAX) as u32;
+        let mut slot = first;
         let mut moves = Vec::with_capacity(runs.len());
         for run in &runs {
             let pages = run.end - run.start;
@@ -181,14 +182,52 @@ impl Evictor {
             inner.agent = None;
             return false;
         }
-        inner.untrashed[self.worker] = slot - self.slots().start as u32;
-        self.agent = inner.agent.as_ref().map_or(0, Agent::tid);
+        inner.untrashed[self.worker] = first..slot;
         self.relatives.clone_from(&inner.relatives);
+        let moved = |words: usize| (batch.word(words + 4) as i64).max(0) as usize;
+        let parts = moves.iter().map(|&((_, words), slot)| (inner.slot_address(slot), moved(words)));
+        let parts: Vec<_> = parts.filter(|&(_, bytes)| bytes > 0).collect();
+        if !self.read_staging(shared, space, inner, &parts, message) {
+            return false;
+        }
+        let mut contents = Contents::first_of(&self.chunks[message]);
         for (run, &((call, words), slot)) in runs.into_iter().zip(&moves) {
-            let moved = (batch.word(words + 4) as i64).max(0) as u64 / PAGE;
-            self.moved(shared, inner, run, moved, batch.result(call).err(), slot);
+            let pages = moved(words) as u64 / PAGE;
+            self.moved(shared, inner, run, pages, batch.result(call).err(), slot, &mut contents);
         }
         looks > 0
+    }
+
+    /// Reads what one message moved to staging, by address and bytes. False if it is lost, as when the process ends.
+    fn read_staging(
+        &mut self,
+        shared: &Shared,
+        space: &Space,
+        inner: &mut Inner,
+        parts: &[(u64, usize)],
+        message: usize,
+    ) -> bool {
+        if Arc::get_mut(&mut self.chunks[message]).is_none() {
+            self.chunks[message] = Arc::default();
+        }
+        let chunk = Arc::get_mut(&mut self.chunks[message]).expect("a new chunk has no other owner");
+        chunk.resize(parts.iter().map(|&(_, bytes)| bytes).sum(), 0);
+        // As memory of the agent's thread, which lives as long as the memory is in our care; the first thread may not.
+        let agent = inner.agent.as_ref().map_or(0, Agent::tid);
+        if chunk.is_empty() || sys::read_memory_runs(agent, parts, chunk) == Ok(chunk.len()) {
+            return true;
+        }
+        // An agent that ends takes a moment: its memory is gone before it is. Any other would get wrong data.
+        let until = Instant::now() + Duration::from_secs(1);
+        while !matches!(proc::state(agent), Some(('Z' | 'X', _)) | None) {
+            if Instant::now() > until {
+                shared.fail_stop(space.pid.load(Relaxed), "pages in staging could not be read");
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        inner.dead = true;
+        false
     }
 
     /// Notes the outcome of one MOVE.
@@ -200,19 +239,20 @@ impl Evictor {
         moved: u64,
         error: Option<Errno>,
         slot: u32,
+        contents: &mut Contents,
     ) {
         for i in 0..moved {
             let (page, slot) = (run.start + i, slot + i as u32);
             let before = inner.set_place(page, Place::Staged);
-            inner.staged.insert(page, slot);
+            let contents = contents.take_next();
+            inner.staged.insert(page, Staged { slot, contents: contents.clone() });
             inner.slots[slot as usize] = Some(page);
-            let address = inner.slot_address(slot);
             self.items.push(Item {
                 page,
                 key: inner.key(page),
                 slot_key: inner.slot_key(slot),
                 slot,
-                address,
+                contents,
                 cached: before.is_cached(),
                 shared: before.is_stuck(),
                 copy: Copy::None,
@@ -260,32 +300,11 @@ impl Evictor {
     }
 
     /// Step 2.
-    fn compress(&mut self, shared: &Shared, space: &Space, server: &mut Server) {
-        let mut runs: Vec<(u64, usize)> = Vec::new();
-        for item in &self.items {
-            match runs.last_mut() {
-                Some((start, bytes)) if *start + *bytes as u64 == item.address => *bytes += PAGE as usize,
-                _ => runs.push((item.address, PAGE as usize)),
-            }
-        }
-        let bytes = self.items.len() * PAGE as usize;
-        if sys::read_memory_runs(self.agent, &runs, &mut self.buffer[..bytes]) != Ok(bytes) {
-            // An agent that ends takes a moment: its memory is gone before it is. Any other would get wrong data.
-            let until = Instant::now() + Duration::from_secs(1);
-            while !matches!(proc::state(self.agent), Some(('Z' | 'X', _)) | None) {
-                if Instant::now() > until {
-                    shared.fail_stop(space.pid.load(Relaxed), "pages in staging could not be read");
-                    break;
-                }
-                std::thread::sleep(Duration::from_millis(1));
-            }
-            space.lock().dead = true;
-            return;
-        }
+    fn compress(&mut self, shared: &Shared, server: &mut Server) {
         let mut taken = 0;
-        for (i, item) in self.items.iter_mut().enumerate() {
+        for item in &mut self.items {
             server.serve(shared, Duration::ZERO);
-            let page: &tmem::Page = self.buffer[i * PAGE as usize..][..PAGE as usize].try_into().expect("one page");
+            let page = item.contents.page();
             if item.cached {
                 add(&shared.counters.swapcache_tries, 1);
                 if shared.store.matches(item.key, page) {
@@ -313,7 +332,7 @@ impl Evictor {
             return 0;
         }
         let mut pages = 0;
-        for (i, item) in part.clone().zip(&self.items[part]) {
+        for item in &self.items[part] {
             inner.in_flight.remove(&item.page);
             // It may have come back, been dropped or moved to another address meanwhile.
             match (inner.slots[item.slot as usize], item.copy) {
@@ -333,62 +352,55 @@ impl Evictor {
                     stored(inner, owner, epoch);
                     pages += 1;
                 }
-                (Some(owner), _) => {
-                    let page = &self.buffer[i * PAGE as usize..][..PAGE as usize];
-                    self.return_home(shared, space, inner, owner, page);
-                }
+                (Some(owner), _) => return_home(shared, space, inner, owner, item.contents.page()),
             }
         }
         pages
     }
 
-    /// A page that could not be stored goes back to its owner.
-    fn return_home(&self, shared: &Shared, space: &Space, inner: &mut Inner, page: PageNumber, bytes: &[u8]) {
-        let mut bytes_now = [0_u8; PAGE as usize];
-        bytes_now.copy_from_slice(bytes);
-        loop {
-            match space.uffd.copy(page * PAGE, &bytes_now) {
-                Filled::Changing(_) => {
-                    space.drain(shared, inner);
-                    // The event may have dropped or moved it again; it is then no business of ours any more,
-                    // unless it is still staged under another number: leave it staged, a fault finds it there.
-                    if inner.pages.get(page).place() != Place::Staged {
-                        return;
-                    }
-                    std::thread::yield_now();
-                }
-                Filled::NoMemory => std::thread::sleep(Duration::from_millis(1)),
-                Filled::Dead => {
-                    inner.dead = true;
-                    return;
-                }
-                _ => break,
-            }
-        }
-        inner.unstage(page);
-        let meta = inner.pages.get(page);
-        inner.pages.set(page, meta.home().with_credit(STUCK_CREDIT));
-        inner.arrive(shared, page, 1);
-        shared.account.note(PAGE as i64);
-        add(&shared.counters.pages_incompressible, 1);
-    }
-
-    /// Has the agent drop the staging pages of this evictor's last batch: they move to the trash area, whose
-    /// userfaultfd has no events, because dropping them in place would raise one.
+    /// Has the agent drop what this evictor's last message left in staging: it moves to the trash area, whose
+    /// userfaultfd has no events, because dropping it in place would raise one.
     fn add_trash(&self, shared: &Shared, inner: &mut Inner, batch: &mut Batch) {
+        const MODE_ALLOW_SRC_HOLES: u64 = 1 << 1;
         let slots = std::mem::take(&mut inner.untrashed[self.worker]);
-        if slots == 0 {
+        if slots.is_empty() {
             return;
         }
-        assert!(inner.slots[self.slots()].iter().all(Option::is_none), "every staged page was committed");
-        const MODE_ALLOW_SRC_HOLES: u64 = 1 << 1;
-        let at = self.slots().start as u64 * PAGE;
-        let bytes = u64::from(slots) * PAGE;
+        let (at, bytes) = (u64::from(slots.start) * PAGE, slots.len() as u64 * PAGE);
         let words = [inner.trash + at, inner.staging + at, bytes, sys::MOVE_MODE_DONTWAKE | MODE_ALLOW_SRC_HOLES, 0];
         batch.call_with(libc::SYS_ioctl, [inner.numbers.1, sys::UFFDIO_MOVE, 0, 0, 0, 0], 2, &words);
         batch.call(libc::SYS_madvise, [inner.trash + at, bytes, libc::MADV_DONTNEED as u64, 0, 0, 0]);
         shared.account.note(-(bytes as i64));
     }
+}
+
+/// A page that could not be stored goes back to its owner.
+fn return_home(shared: &Shared, space: &Space, inner: &mut Inner, page: PageNumber, bytes: &tmem::Page) {
+    loop {
+        match space.uffd.copy(page * PAGE, bytes) {
+            Filled::Changing(_) => {
+                space.drain(shared, inner);
+                // The event may have dropped or moved it again; it is then no business of ours any more,
+                // unless it is still staged under another number: leave it staged, a fault finds it there.
+                if inner.pages.get(page).place() != Place::Staged {
+                    return;
+                }
+                std::thread::yield_now();
+            }
+            Filled::NoMemory => std::thread::sleep(Duration::from_millis(1)),
+            Filled::Dead => {
+                inner.dead = true;
+                return;
+            }
+            _ => break,
+        }
+    }
+    inner.unstage(page);
+    let meta = inner.pages.get(page);
+    inner.pages.set(page, meta.home().with_credit(STUCK_CREDIT));
+    inner.arrive(shared, page, 1);
+    shared.account.note(PAGE as i64);
+    add(&shared.counters.pages_incompressible, 1);
 }
 
 /// Notes that a staged page is in the store now.

@@ -12,7 +12,7 @@ use crate::pages::{PageNumber, Place};
 use crate::shared::Shared;
 use crate::space::{Inner, Space};
 use crate::streams::WINDOW_MAX;
-use crate::sys::{self, Filled, PAGE};
+use crate::sys::{Filled, PAGE};
 
 /// Greatest window while memory is over the high mark.
 const WINDOW_TIGHT: u64 = 32;
@@ -116,7 +116,7 @@ impl Space {
         }
         match place {
             Place::Home => self.fill_zero(shared, inner, page),
-            Place::Staged => self.unstage_home(shared, inner, scratch, page),
+            Place::Staged => self.unstage_home(shared, inner, page),
             Place::Stored => self.fetch(shared, inner, scratch, page, WINDOW_MAX),
         }
     }
@@ -188,21 +188,9 @@ impl Space {
         add(&shared.counters.pages_zero_filled, pages);
     }
 
-    /// The page is still uncompressed in staging: copy it back.
-    fn unstage_home(&self, shared: &Shared, inner: &mut Inner, scratch: &mut Scratch, page: PageNumber) -> Served {
-        let slot = inner.staged[&page];
-        let buffer = &mut scratch.buffer[..PAGE as usize];
-        let pid = self.pid.load(Relaxed);
-        if sys::read_memory(pid, inner.slot_address(slot), buffer) != Ok(buffer.len()) {
-            // Only a process that is being torn down cannot be read.
-            if self.probe(inner) == crate::space::Probe::Dead || !sys::kill(pid, 0) {
-                inner.dead = true;
-            } else {
-                shared.fail_stop(pid, "a page in staging could not be read");
-            }
-            return Served::Done;
-        }
-        match self.uffd.copy(page * PAGE, buffer) {
+    /// The page is still uncompressed on its way out: copy it back.
+    fn unstage_home(&self, shared: &Shared, inner: &mut Inner, page: PageNumber) -> Served {
+        match self.uffd.copy(page * PAGE, inner.staged[&page].contents.page()) {
             Filled::All => {
                 let meta = inner.pages.get(page);
                 inner.pages.set(page, meta.home().heated());

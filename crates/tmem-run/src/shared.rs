@@ -17,7 +17,7 @@ use crate::error::Error;
 use crate::guard::Guard;
 use crate::pages::PageNumber;
 use crate::space::Space;
-use crate::sys::{self, PAGE};
+use crate::sys::{self, PAGE, Uffd};
 
 /// Pages that one worker takes out at a time.
 pub const BATCH_PAGES: usize = 256;
@@ -267,11 +267,16 @@ impl Shared {
 
     /// Takes a space under management: a worker serves it and the guard knows it from now on. Spaces are dealt out in turn.
     pub fn adopt(&self, space: Arc<Space>) {
-        self.guard.add_space(space.id, space.uffd.fd());
+        self.guard_space(space.id, &space.uffd);
         let raw = space.uffd.raw();
         let id = space.id;
         self.spaces.write().unwrap_or_else(PoisonError::into_inner).insert(id, space);
         watch(&self.epolls[id as usize % self.workers], raw, id);
+    }
+
+    /// Has the guard hold the descriptor of a space, in case we end before our programs do.
+    pub fn guard_space(&self, id: u64, uffd: &Uffd) {
+        self.guard.add_space(id, uffd.fd());
     }
 
     /// Tells the guard which processes are in our care.
@@ -323,13 +328,18 @@ impl Shared {
 
     /// A page cannot be brought back: better no program than a wrong byte.
     pub fn fail_stop(&self, pid: i32, why: &str) {
-        eprintln!("tmem: {why}; process {pid} is killed, because going on would give it wrong data");
-        if pid > 0 {
-            sys::kill(pid, libc::SIGKILL);
-        } else {
-            // A forked child that was not found yet: only all of them can be stopped.
-            std::process::abort();
+        if pid <= 0 {
+            // A forked child that was not found yet.
+            self.fail_stop_all(why);
         }
+        eprintln!("tmem: {why}; process {pid} is killed, because going on would give it wrong data");
+        sys::kill(pid, libc::SIGKILL);
+    }
+
+    /// A page of a process that we do not know cannot be brought back: the guard kills all of them.
+    pub fn fail_stop_all(&self, why: &str) -> ! {
+        eprintln!("tmem: {why}; the program is killed, because going on would give it wrong data");
+        std::process::abort();
     }
 
     /// Tells the guard that all is well and nobody needs to be killed.

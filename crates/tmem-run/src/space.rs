@@ -12,6 +12,7 @@
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::fs::File;
+use std::ops::Range;
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicI32, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -76,12 +77,12 @@ pub struct Inner {
     pub trash: u64,
     /// A page of ours that tells this address space from its parent.
     pub tag: u64,
-    /// Page -> staging slot.
-    pub staged: HashMap<PageNumber, u32, PageHash>,
+    /// Pages in staging.
+    pub staged: HashMap<PageNumber, Staged, PageHash>,
     /// Staging slot -> page.
     pub slots: Vec<Option<PageNumber>>,
-    /// Slots that are in use or must be emptied, per evictor.
-    pub untrashed: Vec<u32>,
+    /// Slots that must be emptied, per evictor.
+    pub untrashed: Vec<Range<u32>>,
     /// Pages on their way into the store: not to be evicted a second time before that is done.
     pub in_flight: HashSet<PageNumber, PageHash>,
     /// Pages at home in the order of arrival.
@@ -112,6 +113,40 @@ pub struct Inner {
     pub changes: u64,
     /// The address space is gone or given up; serve nothing more.
     pub dead: bool,
+}
+
+/// A page in staging.
+pub struct Staged {
+    /// Its place there.
+    pub slot: u32,
+    /// What it holds.
+    pub contents: Contents,
+}
+
+/// What a page held when it was taken out: a part of what was read in one go.
+#[derive(Clone)]
+pub struct Contents {
+    chunk: Arc<Vec<u8>>,
+    at: usize,
+}
+
+impl Contents {
+    /// The first page of a chunk.
+    pub fn first_of(chunk: &Arc<Vec<u8>>) -> Contents {
+        Contents { chunk: Arc::clone(chunk), at: 0 }
+    }
+
+    /// This page; `self` becomes the next of its chunk.
+    pub fn take_next(&mut self) -> Contents {
+        let this = self.clone();
+        self.at += PAGE as usize;
+        this
+    }
+
+    /// The bytes.
+    pub fn page(&self) -> &tmem::Page {
+        self.chunk[self.at..][..PAGE as usize].try_into().expect("that many bytes are a page")
+    }
 }
 
 /// State of the descriptor, probed.
@@ -148,16 +183,11 @@ impl Space {
         let mut inner = Inner::new(pool);
         inner.tag = map_tag(agent)?;
         uffd.register(inner.tag, PAGE).map_err(|e| InjectError::Ours("registering", e))?;
-        Ok((Space::assemble(shared, uffd, inner), number))
+        Ok((Space::new(shared.next_id(), uffd, inner), number))
     }
 
-    /// A forked child's address space: served from now on, its process still to be found.
-    pub fn forked(shared: &Shared, uffd: Uffd, inner: Inner) -> Arc<Space> {
-        Space::assemble(shared, uffd, inner)
-    }
-
-    fn assemble(shared: &Shared, uffd: Uffd, inner: Inner) -> Arc<Space> {
-        let id = shared.next_id();
+    /// A space of which this much is known, its process still to be found.
+    pub fn new(id: u64, uffd: Uffd, inner: Inner) -> Arc<Space> {
         let mut tag_page = Box::new([0; PAGE as usize]);
         tag_page[..8].copy_from_slice(&id.to_le_bytes());
         Arc::new(Space {
@@ -208,7 +238,7 @@ impl Space {
         inner.staging = staging;
         inner.trash = trash;
         inner.slots = vec![None; shared.workers * BATCH_PAGES];
-        inner.untrashed = vec![0; shared.workers];
+        inner.untrashed = vec![0..0; shared.workers];
         inner.numbers = (number, trash_number);
         inner.trash_uffd = Some(trash_uffd);
         inner.pagemap = Some(pagemap);
@@ -477,8 +507,8 @@ impl Inner {
 
     /// Forgets a staged page: its slot stays occupied until it is emptied, but belongs to nobody.
     pub fn unstage(&mut self, page: PageNumber) {
-        if let Some(slot) = self.staged.remove(&page) {
-            self.slots[slot as usize] = None;
+        if let Some(staged) = self.staged.remove(&page) {
+            self.slots[staged.slot as usize] = None;
         }
     }
 
