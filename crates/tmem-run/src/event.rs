@@ -19,7 +19,10 @@ impl Space {
                 read += 1;
                 inner.changes += u64::from(!matches!(message, Message::Fault { .. }));
                 match message {
-                    Message::Fault { address } => inner.faults.push(address / PAGE),
+                    Message::Fault { address, thread } => {
+                        shared.faulter.store(thread, Relaxed);
+                        inner.faults.push(address / PAGE);
+                    }
                     Message::Fork { child } => self.fork(shared, inner, Uffd::new(sys::adopt(child))),
                     Message::Remap { from, to, bytes } => self.remap(shared, inner, from, to, bytes),
                     Message::Remove { start, end } => self.remove(shared, inner, start, end),

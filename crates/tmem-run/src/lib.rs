@@ -14,6 +14,7 @@ mod event;
 mod evict;
 mod fault;
 mod guard;
+mod keeper;
 mod leave;
 mod options;
 mod pages;

@@ -125,25 +125,38 @@ pub fn proportional_bytes(pid: i32) -> Option<(u64, u64)> {
 
 /// State letter (R, S, D, T, t, Z, X) and start time of a process.
 pub fn state(pid: i32) -> Option<(char, u64)> {
-    let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    let rest = &text[text.rfind(')')? + 2..];
-    let mut fields = rest.split_ascii_whitespace();
-    let letter = fields.next()?.chars().next()?;
-    Some((letter, fields.nth(18)?.parse().ok()?))
+    let stat = Stat::read(pid)?;
+    Some((stat.field(3)?.chars().next()?, stat.field(22)?.parse().ok()?))
 }
 
 /// Page faults of a process that needed no device: among them every copy of a page that it shared with a relative.
 pub fn minor_faults(pid: i32) -> Option<u64> {
-    let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    let rest = &text[text.rfind(')')? + 2..];
-    rest.split_ascii_whitespace().nth(7)?.parse().ok()
+    Stat::read(pid)?.field(10)?.parse().ok()
 }
 
 /// Parent of a process.
 pub fn parent(pid: i32) -> Option<i32> {
-    let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    let rest = &text[text.rfind(')')? + 2..];
-    rest.split_ascii_whitespace().nth(1)?.parse().ok()
+    Stat::read(pid)?.field(4)?.parse().ok()
+}
+
+/// The processor that a thread ran on last.
+pub fn processor(tid: i32) -> Option<usize> {
+    Stat::read(tid)?.field(39)?.parse().ok()
+}
+
+/// `/proc/PID/stat`.
+struct Stat(String);
+
+impl Stat {
+    fn read(pid: i32) -> Option<Stat> {
+        fs::read_to_string(format!("/proc/{pid}/stat")).ok().map(Stat)
+    }
+
+    /// A field by its number in proc_pid_stat(5), from 3 on: the second, the name, may hold anything.
+    fn field(&self, number: usize) -> Option<&str> {
+        let rest = self.0.get(self.0.rfind(')')? + 2..)?;
+        rest.split_ascii_whitespace().nth(number - 3)
+    }
 }
 
 /// Says why an agent cannot live in this process, if so.

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::fs::OpenOptions;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{
-    AtomicBool, AtomicU32, AtomicU64, AtomicUsize,
+    AtomicBool, AtomicI32, AtomicU32, AtomicU64, AtomicUsize,
     Ordering::{Acquire, Relaxed, Release},
 };
 use std::sync::{Arc, PoisonError, RwLock};
@@ -15,6 +15,7 @@ use tmem::{Config, Store};
 use crate::counters::{Account, Counters, Histogram};
 use crate::error::Error;
 use crate::guard::Guard;
+use crate::keeper::Keeper;
 use crate::pages::PageNumber;
 use crate::space::Space;
 use crate::sys::{self, PAGE, Uffd};
@@ -83,6 +84,12 @@ pub struct Shared {
     pub fruitless: AtomicU32,
     /// How often memory was found that may be evicted: an attempt that began before proves nothing.
     pub finds: AtomicU32,
+    /// Keeps faults on one processor.
+    pub keeper: Arc<Keeper>,
+    /// The thread that faulted last.
+    pub faulter: AtomicI32,
+    /// Thread ids of the workers.
+    pub worker_tids: Vec<AtomicI32>,
     guard: Guard,
     spaces: RwLock<HashMap<u64, Arc<Space>>>,
     epolls: Vec<OwnedFd>,
@@ -124,6 +131,9 @@ impl Shared {
             floor: AtomicU64::new(floor_of(ram)),
             fruitless: AtomicU32::new(0),
             finds: AtomicU32::new(0),
+            keeper: Keeper::start(),
+            faulter: AtomicI32::new(0),
+            worker_tids: (0..workers).map(|_| AtomicI32::new(0)).collect(),
             guard,
             spaces: RwLock::default(),
             epolls,
@@ -214,7 +224,8 @@ impl Shared {
         if self.is_urgent() && evicting < self.workers {
             (0..self.workers).for_each(|worker| self.ring(worker));
         } else if evicting == 0 {
-            self.ring(self.busiest.load(Relaxed));
+            // Not the one that serves faults, if there is another.
+            self.ring((self.busiest.load(Relaxed) + 1) % self.workers);
         }
     }
 
@@ -225,6 +236,11 @@ impl Shared {
         if self.is_tight() {
             self.need_room();
         }
+    }
+
+    /// The thread id of the worker that served the last fault.
+    pub fn busiest_tid(&self) -> &AtomicI32 {
+        &self.worker_tids[self.busiest.load(Relaxed)]
     }
 
     /// Wakes one worker.
@@ -239,10 +255,11 @@ impl Shared {
         self.account.estimate() > self.limits.high.midpoint(self.limits.ram)
     }
 
-    /// Lets the caller evict, if there is need and nobody does already, or if one alone does not keep up. So the
-    /// program keeps its processors.
-    pub fn take_turn(&self) -> Option<Turn<'_>> {
-        if !self.is_tight() {
+    /// Lets a worker evict, if there is need and nobody does already, or if one alone does not keep up. So the program
+    /// keeps its processors. Whoever serves faults goes on with that as long as others keep up.
+    pub fn take_turn(&self, worker: usize) -> Option<Turn<'_>> {
+        let serves = self.workers > 1 && worker == self.busiest.load(Relaxed);
+        if !self.is_tight() || (serves && !self.is_urgent()) {
             return None;
         }
         let turn = Turn(&self.evicting);

@@ -177,7 +177,8 @@ impl Space {
     fn found(shared: &Shared, agent: &Agent) -> Result<(Arc<Space>, u64), InjectError> {
         let (uffd, number) = agent.new_uffd(shared.device.as_ref())?;
         let events = feature::EVENT_FORK | feature::EVENT_REMAP | feature::EVENT_REMOVE | feature::EVENT_UNMAP;
-        uffd.enable(events | feature::MOVE).map_err(|e| InjectError::Ours("enabling userfaultfd", e))?;
+        uffd.enable(events | feature::MOVE | feature::THREAD_ID)
+            .map_err(|e| InjectError::Ours("enabling userfaultfd", e))?;
         let pool = shared.store.create_pool(PoolKind::Persistent, PoolOptions::default());
         let pool = pool.map_err(|_| InjectError::Ours("creating a pool", Errno(libc::ENOMEM)))?;
         let mut inner = Inner::new(pool);

@@ -17,6 +17,7 @@ use crate::control::{self, Control, Mark};
 use crate::error::Error;
 use crate::fault::Scratch;
 use crate::guard::Guard;
+use crate::keeper::Binding;
 use crate::leave;
 use crate::options::{OnFull, Options};
 use crate::proc;
@@ -193,6 +194,8 @@ struct Supervisor {
     refreshing: Duration,
     /// Slows what grows without faults of ours.
     throttle: Throttle,
+    /// Where the busiest worker is bound to.
+    binding: Binding,
     over_since: Option<Instant>,
     told_full: bool,
     /// Detached by request: nothing is managed any more.
@@ -231,6 +234,7 @@ impl Supervisor {
             refreshed: now - Duration::from_secs(1),
             refreshing: Duration::ZERO,
             throttle: Throttle::new(),
+            binding: Binding::new(),
             over_since: None,
             told_full: false,
             released: false,
@@ -280,6 +284,7 @@ impl Supervisor {
         if near && !self.released {
             self.manage();
         }
+        self.binding.follow(&shared.keeper, shared.busiest_tid(), &shared.faulter);
         if total > limits.high {
             self.shared.need_room();
         }

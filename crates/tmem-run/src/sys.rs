@@ -63,6 +63,8 @@ pub mod feature {
     pub const EVENT_REMOVE: u64 = 1 << 3;
     /// `munmap` is told, after it happened.
     pub const EVENT_UNMAP: u64 = 1 << 6;
+    /// A fault tells the thread that waits.
+    pub const THREAD_ID: u64 = 1 << 8;
     /// `UFFDIO_MOVE` exists (Linux 6.8).
     pub const MOVE: u64 = 1 << 16;
 }
@@ -74,7 +76,7 @@ pub const MOVE_MODE_DONTWAKE: u64 = 1 << 0;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Message {
     /// A thread waits for the page at this address.
-    Fault { address: u64 },
+    Fault { address: u64, thread: i32 },
     /// A child was forked; the descriptor serves the child's copy of the registered ranges.
     Fork { child: RawFd },
     /// Pages moved to another address.
@@ -192,7 +194,7 @@ impl Uffd {
         // SAFETY: the buffer is exactly as large as stated and lives across the call; a uffd_msg is 32 bytes.
         let got = unsafe { libc::read(self.raw(), raw.as_mut_ptr().cast(), size_of_val(&raw)) };
         raw.into_iter().take(got.max(0) as usize / 32).map(|raw| match raw[0] & 0xff {
-            0x12 => Message::Fault { address: raw[2] },
+            0x12 => Message::Fault { address: raw[2], thread: raw[3] as i32 },
             0x13 => Message::Fork { child: raw[1] as u32 as RawFd },
             0x14 => Message::Remap { from: raw[1], to: raw[2], bytes: raw[3] },
             0x15 => Message::Remove { start: raw[1], end: raw[2] },

@@ -1,8 +1,7 @@
-//! The threads that do the work. Each serves the faults of the spaces that are dealt to it, and evicts while memory is
-//! short, looking for faults after every page that it compresses: a fault then finds somebody awake who holds no lock.
-//!
-//! With a thread for each of the two, a fault wakes one on a processor that sleeps or has the other to run, and waits for a
-//! lock that the other has (docs/decisions.md has the numbers).
+//! The threads that do the work. Each serves the faults of the spaces that are dealt to it. While memory is short, one that
+//! does not serve just now evicts, and looks for faults of its own spaces after every page that it compresses; the others
+//! join in when one does not keep up. How a fault finds its worker without waking a processor: see [`crate::keeper`] and
+//! [`Polling`]. docs/decisions.md has the numbers.
 
 use std::sync::Arc;
 use std::sync::PoisonError;
@@ -49,6 +48,8 @@ const FUTILE: Duration = Duration::from_millis(1);
 
 fn work(shared: &Shared, which: usize) {
     raise_priority(-10);
+    // SAFETY: no arguments, no effects.
+    shared.worker_tids[which].store(unsafe { libc::gettid() }, Relaxed);
     let mut server = Server { which, scratch: Scratch::default(), ready: Vec::new(), polling: Polling::new() };
     let mut evictor = Evictor::new(which);
     let mut futile_until = Instant::now();
@@ -91,7 +92,7 @@ impl Server {
         let began = Instant::now();
         let mut served = false;
         let mut now = began;
-        while !served && self.polling.goes_on(began, now) {
+        while !served && !shared.keeper.exists() && self.polling.goes_on(began, now) {
             served = self.serve(shared, Duration::ZERO);
             // If somebody else wants this processor, it is not idle.
             thread::yield_now();
@@ -103,6 +104,7 @@ impl Server {
         }
         if served {
             self.polling.found(began.elapsed());
+            shared.keeper.served(self.polling.gap < Polling::GAP_MAX);
         }
     }
 }
@@ -119,7 +121,7 @@ struct Polling {
 }
 
 impl Polling {
-    const GAP_MAX: Duration = Duration::from_micros(60);
+    const GAP_MAX: Duration = Duration::from_micros(250);
     const PAUSES: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(320));
     /// Between two looks at faults that takes longer than this, somebody else had the processor.
     const LOOK_MAX: Duration = Duration::from_micros(100);
@@ -140,7 +142,7 @@ impl Polling {
     }
 
     fn found(&mut self, gap: Duration) {
-        self.gap = (self.gap * 7 + gap.min(Self::GAP_MAX * 16)) / 8;
+        self.gap = (self.gap * 7 + gap.min(Self::GAP_MAX * 4)) / 8;
         if self.pause > Self::PAUSES.0 {
             self.pause -= self.pause / 64;
         }
@@ -158,7 +160,7 @@ struct Fruitless {
 
 /// Evicts while memory is over the high mark, down to the low mark, if that is for this worker to do.
 fn make_room(shared: &Shared, evictor: &mut Evictor, server: &mut Server) -> Result<(), Fruitless> {
-    let Some(_turn) = shared.take_turn() else { return Ok(()) };
+    let Some(_turn) = shared.take_turn(server.which) else { return Ok(()) };
     let _gate = shared.gate.read().unwrap_or_else(PoisonError::into_inner);
     let mut barren = 0;
     let mut result = Ok(());
