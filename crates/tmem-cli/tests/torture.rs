@@ -71,6 +71,7 @@ torture! {
     memset_storm(1024, 1) in 128;
     mremap(128, 6) in 72;
     own_uffd(128, 4) in 96;
+    passes(128, 6) in 72;
     process_churn(128, 60) in 80;
     protect(128, 6) in 72;
     sandbox(128, 4) in 72;

@@ -21,6 +21,7 @@ impl Space {
                 match message {
                     Message::Fault { address, thread } => {
                         shared.faulter.store(thread, Relaxed);
+                        shared.faulter_agent.store(inner.agent.as_ref().map_or(0, crate::agent::Agent::tid), Relaxed);
                         inner.faults.push(address / PAGE);
                     }
                     Message::Fork { child } => self.fork(shared, inner, Uffd::new(sys::adopt(child))),

@@ -134,14 +134,17 @@ impl Evictor {
             return;
         }
         let mut inner = space.lock();
-        if inner.dead || inner.untrashed.get(self.worker).is_none_or(Range::is_empty) {
+        if inner.dead || inner.untrashed.get(self.worker).is_none_or(Vec::is_empty) {
             return;
         }
         let mut batch = Batch::default();
-        self.add_trash(shared, &mut inner, &mut batch);
+        let trash = self.add_trash(shared, &inner, &mut batch);
         if inner.agent.as_ref().is_none_or(|a| a.call(&mut batch).is_err()) {
             inner.agent = None;
+            return;
         }
+        inner.untrashed[self.worker]
+            .retain(|slots| trash.iter().any(|(s, call)| s == slots && batch.result(*call).is_err()));
     }
 
     /// A part of step 1. True if there were pages to look at, although perhaps none to take.
@@ -156,14 +159,17 @@ impl Evictor {
         if inner.dead || inner.agent.is_none() {
             return false;
         }
-        let (runs, looks) = choose(shared, space, inner, held);
+        let first = (self.worker * BATCH_PAGES + message * MESSAGE_PAGES_MAX) as u32;
+        let mut slot = first;
+        // What is in a slot must be what this message moves there.
+        let slots = first..first + MESSAGE_PAGES_MAX as u32;
+        let is_clean = inner.untrashed[self.worker].iter().all(|r| r.end <= slots.start || slots.end <= r.start);
+        let (runs, looks) = if is_clean { choose(shared, space, inner, held) } else { (Vec::new(), LOOKS_MAX) };
         let mut batch = Batch::default();
-        self.add_trash(shared, inner, &mut batch);
+        let trash = self.add_trash(shared, inner, &mut batch);
         if runs.is_empty() && batch.is_empty() {
             return looks >= LOOKS_MAX;
         }
-        let first = (self.worker * BATCH_PAGES + message * MESSAGE_PAGES_MAX) as u32;
-        let mut slot = first;
         let mut moves = Vec::with_capacity(runs.len());
         for run in &runs {
             let pages = run.end - run.start;
@@ -182,18 +188,32 @@ impl Evictor {
             inner.agent = None;
             return false;
         }
-        inner.untrashed[self.worker] = first..slot;
+        let untrashed = &mut inner.untrashed[self.worker];
+        untrashed.retain(|slots| trash.iter().any(|(s, call)| s == slots && batch.result(*call).is_err()));
+        if slot > first {
+            untrashed.push(first..slot);
+        }
         self.relatives.clone_from(&inner.relatives);
-        let moved = |words: usize| (batch.word(words + 4) as i64).max(0) as usize;
-        let parts = moves.iter().map(|&((_, words), slot)| (inner.slot_address(slot), moved(words)));
-        let parts: Vec<_> = parts.filter(|&(_, bytes)| bytes > 0).collect();
+        let mut outcomes = Vec::with_capacity(runs.len());
+        for (run, &((call, words), slot)) in runs.iter().zip(&moves) {
+            let told = (batch.word(words + 4) as i64).max(0) as u64 / PAGE;
+            match moved_in_truth(inner, run, told, batch.result(call).err(), slot) {
+                Some(outcome) => outcomes.push(outcome),
+                None => {
+                    give_up(shared, space, inner);
+                    return false;
+                }
+            }
+        }
+        let parts = moves.iter().zip(&outcomes).filter(|(_, (pages, _))| *pages > 0);
+        let parts: Vec<_> =
+            parts.map(|(&(_, slot), &(pages, _))| (inner.slot_address(slot), (pages * PAGE) as usize)).collect();
         if !self.read_staging(shared, space, inner, &parts, message) {
             return false;
         }
         let mut contents = Contents::first_of(&self.chunks[message]);
-        for (run, &((call, words), slot)) in runs.into_iter().zip(&moves) {
-            let pages = moved(words) as u64 / PAGE;
-            self.moved(shared, inner, run, pages, batch.result(call).err(), slot, &mut contents);
+        for ((run, &(_, slot)), outcome) in runs.into_iter().zip(&moves).zip(outcomes) {
+            self.moved(shared, inner, run, outcome, slot, &mut contents);
         }
         looks > 0
     }
@@ -217,16 +237,7 @@ impl Evictor {
         if chunk.is_empty() || sys::read_memory_runs(agent, parts, chunk) == Ok(chunk.len()) {
             return true;
         }
-        // An agent that ends takes a moment: its memory is gone before it is. Any other would get wrong data.
-        let until = Instant::now() + Duration::from_secs(1);
-        while !matches!(proc::state(agent), Some(('Z' | 'X', _)) | None) {
-            if Instant::now() > until {
-                shared.fail_stop(space.pid.load(Relaxed), "pages in staging could not be read");
-                break;
-            }
-            std::thread::sleep(Duration::from_millis(1));
-        }
-        inner.dead = true;
+        give_up(shared, space, inner);
         false
     }
 
@@ -236,8 +247,7 @@ impl Evictor {
         shared: &Shared,
         inner: &mut Inner,
         run: Range<PageNumber>,
-        moved: u64,
-        error: Option<Errno>,
+        (moved, error): (u64, Option<Errno>),
         slot: u32,
         contents: &mut Contents,
     ) {
@@ -275,8 +285,9 @@ impl Evictor {
                 inner.arrive(shared, middle, run.end - middle);
                 return;
             }
-            Some(Errno(libc::EAGAIN)) if moved == 0 => {
-                inner.arrive(shared, run.start, run.end - run.start);
+            // An event is under way, or the kernel had no other reason to stop.
+            Some(Errno(libc::EAGAIN)) => {
+                inner.arrive(shared, failed, run.end - failed);
                 return;
             }
             // Not exclusive: a relative shares it, or did and has gone, but no write has claimed it since. Very likely the
@@ -358,20 +369,67 @@ impl Evictor {
         pages
     }
 
-    /// Has the agent drop what this evictor's last message left in staging: it moves to the trash area, whose
-    /// userfaultfd has no events, because dropping it in place would raise one.
-    fn add_trash(&self, shared: &Shared, inner: &mut Inner, batch: &mut Batch) {
+    /// Has the agent drop what this evictor's messages left in staging: it moves to the trash area, whose userfaultfd
+    /// has no events, because dropping it in place would raise one. Gives the runs of slots with their calls.
+    fn add_trash(&self, shared: &Shared, inner: &Inner, batch: &mut Batch) -> Vec<(Range<u32>, usize)> {
         const MODE_ALLOW_SRC_HOLES: u64 = 1 << 1;
-        let slots = std::mem::take(&mut inner.untrashed[self.worker]);
-        if slots.is_empty() {
-            return;
+        let mut calls = Vec::new();
+        for slots in &inner.untrashed[self.worker] {
+            let (at, bytes) = (u64::from(slots.start) * PAGE, slots.len() as u64 * PAGE);
+            let mode = sys::MOVE_MODE_DONTWAKE | MODE_ALLOW_SRC_HOLES;
+            let words = [inner.trash + at, inner.staging + at, bytes, mode, 0];
+            let ioctl = [inner.numbers.1, sys::UFFDIO_MOVE, 0, 0, 0, 0];
+            calls.push((slots.clone(), batch.call_with(libc::SYS_ioctl, ioctl, 2, &words).0));
+            batch.call(libc::SYS_madvise, [inner.trash + at, bytes, libc::MADV_DONTNEED as u64, 0, 0, 0]);
+            shared.account.note(-(bytes as i64));
         }
-        let (at, bytes) = (u64::from(slots.start) * PAGE, slots.len() as u64 * PAGE);
-        let words = [inner.trash + at, inner.staging + at, bytes, sys::MOVE_MODE_DONTWAKE | MODE_ALLOW_SRC_HOLES, 0];
-        batch.call_with(libc::SYS_ioctl, [inner.numbers.1, sys::UFFDIO_MOVE, 0, 0, 0, 0], 2, &words);
-        batch.call(libc::SYS_madvise, [inner.trash + at, bytes, libc::MADV_DONTNEED as u64, 0, 0, 0]);
-        shared.account.note(-(bytes as i64));
+        calls
     }
+}
+
+/// How many pages of `run` a MOVE to `slot` took, and the error for the next one; `None` if that cannot be told.
+///
+/// The kernel may take more than it tells: since Linux 6.18, when a page changed under its hands (the processor marked it as
+/// accessed, say), `move_pages` tries again, succeeds, still has the old EAGAIN in hand, tries once more and ends with EEXIST,
+/// because the page lies in its new place already. So after an error it is looked up: the slots were empty before.
+fn moved_in_truth(
+    inner: &Inner,
+    run: &Range<PageNumber>,
+    told: u64,
+    error: Option<Errno>,
+    slot: u32,
+) -> Option<(u64, Option<Errno>)> {
+    // That a page is not there is found out after it was found that the slot is empty.
+    if error.is_none() || (told == 0 && error == Some(Errno(libc::ENOENT))) {
+        return Some((told, error));
+    }
+    let pagemap = inner.pagemap.as_ref()?;
+    let mut moved = told;
+    while moved < run.end - run.start {
+        let at_home = sys::is_mapped(pagemap, run.start + moved)?;
+        if at_home || !sys::is_mapped(pagemap, inner.slot_address(slot) / PAGE + moved)? {
+            break;
+        }
+        moved += 1;
+    }
+    // What the error was about is done; the rest was not tried.
+    let error = if moved > told { Some(Errno(libc::EAGAIN)) } else { error };
+    Some((moved, error))
+}
+
+/// What was moved to staging cannot be had. That is in order if the process is ending; any other would get wrong data.
+fn give_up(shared: &Shared, space: &Space, inner: &mut Inner) {
+    // An agent that ends takes a moment: its memory is gone before it is.
+    let agent = inner.agent.as_ref().map_or(0, Agent::tid);
+    let until = Instant::now() + Duration::from_secs(1);
+    while !matches!(proc::state(agent), Some(('Z' | 'X', _)) | None) {
+        if Instant::now() > until {
+            shared.fail_stop(space.pid.load(Relaxed), "pages in staging could not be read");
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    inner.dead = true;
 }
 
 /// A page that could not be stored goes back to its owner.
@@ -493,4 +551,42 @@ fn present(inner: &Inner, page: PageNumber, pages: u64) -> Vec<PageNumber> {
 fn kernel_touched_pages(pid: i32) -> Vec<PageNumber> {
     let heads = proc::threads(pid).into_iter().map(sys::robust_list);
     heads.filter(|&head| head != 0).flat_map(|head| [head / PAGE, (head - 64) / PAGE, (head + 64) / PAGE]).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs::File;
+    use tmem::{Config, PoolKind, PoolOptions, Store};
+
+    /// A page of this process, touched or not.
+    fn page(touched: bool) -> PageNumber {
+        let (prot, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+        // SAFETY: a new mapping of one page, which stays until the test ends.
+        let at = unsafe { libc::mmap(std::ptr::null_mut(), PAGE as usize, prot, flags, -1, 0) };
+        assert_ne!(at, libc::MAP_FAILED);
+        if touched {
+            // SAFETY: the mapping was just made and is writable.
+            unsafe { at.cast::<u8>().write(1) };
+        }
+        at as u64 / PAGE
+    }
+
+    #[test]
+    fn a_page_that_the_kernel_moved_without_telling_is_found() {
+        let store = Store::new(Config::new(2 << 20)).unwrap();
+        let mut inner = Inner::new(store.create_pool(PoolKind::Persistent, PoolOptions::default()).unwrap());
+        inner.pagemap = Some(File::open("/proc/self/pagemap").unwrap());
+        let (full, empty) = (page(true), page(false));
+        let mut answer = |from: PageNumber, slot: PageNumber, told, error| {
+            inner.staging = slot * PAGE;
+            moved_in_truth(&inner, &(from..from + 1), told, error, 0).unwrap()
+        };
+        let errno = |e| Some(Errno(e));
+        assert_eq!(answer(empty, full, 0, errno(libc::EEXIST)), (1, errno(libc::EAGAIN)), "it is in its slot");
+        assert_eq!(answer(full, full, 0, errno(libc::EEXIST)), (0, errno(libc::EEXIST)), "it is still at home");
+        assert_eq!(answer(empty, empty, 0, errno(libc::EEXIST)), (0, errno(libc::EEXIST)), "it is nowhere");
+        assert_eq!(answer(full, empty, 0, errno(libc::EAGAIN)), (0, errno(libc::EAGAIN)), "an event is under way");
+        assert_eq!(answer(empty, full, 1, None), (1, None), "all of it was told");
+    }
 }

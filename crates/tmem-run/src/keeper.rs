@@ -7,7 +7,7 @@
 //! to whoever else wants to run, and stops some milliseconds after the last dense faults.
 
 use std::sync::atomic::{
-    AtomicBool, AtomicI32, AtomicU64,
+    AtomicBool, AtomicU64,
     Ordering::{Acquire, Relaxed, Release},
 };
 use std::sync::{Arc, OnceLock};
@@ -91,40 +91,47 @@ impl Keeper {
     }
 }
 
-/// Binds workers to the processor of the threads that they serve, while that is of use.
+/// Binds threads to the processor on which the program waits for faults, or to the other one, while that is of use.
 pub struct Binding {
     /// Where our threads may run.
     everywhere: Option<libc::cpu_set_t>,
-    /// The worker that is bound, and the processor.
-    bound: Option<(i32, usize)>,
+    /// The threads that are bound: each to one processor.
+    bound: Vec<(i32, usize)>,
 }
 
 impl Binding {
     /// Nobody is bound.
     pub fn new() -> Binding {
-        Binding { everywhere: processors_of(0), bound: None }
+        Binding { everywhere: processors_of(0), bound: Vec::new() }
     }
 
-    /// Binds `worker` to where `faulter` runs, or nobody if nothing is kept.
-    pub fn follow(&mut self, keeper: &Keeper, worker: &AtomicI32, faulter: &AtomicI32) {
-        let Some(everywhere) = self.everywhere.filter(|_| keeper.is_keeping() || self.bound.is_some()) else { return };
-        let worker = worker.load(Relaxed);
-        let processor = keeper.is_keeping().then(|| proc::processor(faulter.load(Relaxed))).flatten();
-        let wanted = processor.map(|processor| (worker, processor));
-        if wanted == self.bound {
+    /// Binds the threads `near` to where `faulter` runs and the threads `far` to the other processor, or nobody if nothing
+    /// is kept.
+    pub fn follow(&mut self, keeper: &Keeper, faulter: i32, near: &[i32], far: &[i32]) {
+        let Some(everywhere) = self.everywhere.filter(|_| keeper.is_keeping() || !self.bound.is_empty()) else {
             return;
+        };
+        let here = if keeper.is_keeping() { proc::processor(faulter) } else { None };
+        // SAFETY: CPU_ISSET reads the set only.
+        let there =
+            (0..libc::CPU_SETSIZE as usize).find(|&p| Some(p) != here && unsafe { libc::CPU_ISSET(p, &everywhere) });
+        let wanted = match (here, there) {
+            (Some(here), Some(there)) => {
+                near.iter().map(|&tid| (tid, here)).chain(far.iter().map(|&tid| (tid, there))).collect()
+            }
+            _ => Vec::new(),
+        };
+        for (tid, _) in self.bound.iter().filter(|(tid, _)| !wanted.iter().any(|(other, _)| other == tid)) {
+            bind(*tid, &everywhere);
         }
-        if let Some((before, _)) = self.bound {
-            bind(before, &everywhere);
-        }
-        if let Some((worker, processor)) = wanted {
+        for &(tid, processor) in wanted.iter().filter(|pair| !self.bound.contains(pair)) {
             // SAFETY: an all-zero set is the empty set, and CPU_SET checks the bound.
             let set = unsafe {
                 let mut set: libc::cpu_set_t = std::mem::zeroed();
                 libc::CPU_SET(processor, &mut set);
                 set
             };
-            bind(worker, &set);
+            bind(tid, &set);
         }
         self.bound = wanted;
     }
@@ -172,15 +179,18 @@ mod tests {
         // SAFETY: no arguments, no effects.
         let me = unsafe { libc::gettid() };
         let before = processors_of(me).expect("this thread exists");
-        let (keeper, tid) = (Keeper::default(), AtomicI32::new(me));
+        let keeper = Keeper::default();
         let mut binding = Binding::new();
-        binding.follow(&keeper, &tid, &tid);
+        binding.follow(&keeper, me, &[me], &[]);
         assert_eq!(count(&processors_of(me).unwrap()), count(&before), "nothing is kept, nobody is bound");
+        if count(&before) < 2 {
+            return;
+        }
         keeper.keeping.store(true, Relaxed);
-        binding.follow(&keeper, &tid, &tid);
+        binding.follow(&keeper, me, &[me], &[]);
         assert_eq!(count(&processors_of(me).unwrap()), 1);
         keeper.keeping.store(false, Relaxed);
-        binding.follow(&keeper, &tid, &tid);
+        binding.follow(&keeper, me, &[me], &[]);
         assert_eq!(count(&processors_of(me).unwrap()), count(&before));
     }
 }

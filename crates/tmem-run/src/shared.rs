@@ -88,6 +88,7 @@ pub struct Shared {
     pub keeper: Arc<Keeper>,
     /// The thread that faulted last.
     pub faulter: AtomicI32,
+    pub faulter_agent: AtomicI32,
     /// Thread ids of the workers.
     pub worker_tids: Vec<AtomicI32>,
     guard: Guard,
@@ -133,6 +134,7 @@ impl Shared {
             finds: AtomicU32::new(0),
             keeper: Keeper::start(),
             faulter: AtomicI32::new(0),
+            faulter_agent: AtomicI32::new(0),
             worker_tids: (0..workers).map(|_| AtomicI32::new(0)).collect(),
             guard,
             spaces: RwLock::default(),
@@ -238,9 +240,10 @@ impl Shared {
         }
     }
 
-    /// The thread id of the worker that served the last fault.
-    pub fn busiest_tid(&self) -> &AtomicI32 {
-        &self.worker_tids[self.busiest.load(Relaxed)]
+    /// Thread ids of the worker that served the last fault, and of the others.
+    pub fn serving_and_others(&self) -> (i32, Vec<i32>) {
+        let mut tids: Vec<i32> = self.worker_tids.iter().map(|tid| tid.load(Relaxed)).collect();
+        (tids.swap_remove(self.busiest.load(Relaxed)), tids)
     }
 
     /// Wakes one worker.

@@ -81,8 +81,8 @@ pub struct Inner {
     pub staged: HashMap<PageNumber, Staged, PageHash>,
     /// Staging slot -> page.
     pub slots: Vec<Option<PageNumber>>,
-    /// Slots that must be emptied, per evictor.
-    pub untrashed: Vec<Range<u32>>,
+    /// Runs of slots that must be emptied, per evictor.
+    pub untrashed: Vec<Vec<Range<u32>>>,
     /// Pages on their way into the store: not to be evicted a second time before that is done.
     pub in_flight: HashSet<PageNumber, PageHash>,
     /// Pages at home in the order of arrival.
@@ -239,11 +239,12 @@ impl Space {
         inner.staging = staging;
         inner.trash = trash;
         inner.slots = vec![None; shared.workers * BATCH_PAGES];
-        inner.untrashed = vec![0..0; shared.workers];
+        inner.untrashed = vec![Vec::new(); shared.workers];
         inner.numbers = (number, trash_number);
         inner.trash_uffd = Some(trash_uffd);
         inner.pagemap = Some(pagemap);
         self.pid.store(pid, Relaxed);
+        unsafe { libc::setpriority(libc::PRIO_PROCESS, agent.tid() as u32, -10) };
         Ok(())
     }
 

@@ -284,7 +284,9 @@ impl Supervisor {
         if near && !self.released {
             self.manage();
         }
-        self.binding.follow(&shared.keeper, shared.busiest_tid(), &shared.faulter);
+        let (worker, others) = shared.serving_and_others();
+        let near = [worker, shared.faulter_agent.load(Relaxed)];
+        self.binding.follow(&shared.keeper, shared.faulter.load(Relaxed), &near, &others);
         if total > limits.high {
             self.shared.need_room();
         }

@@ -251,13 +251,24 @@ pub fn scan_present(pagemap: BorrowedFd<'_>, start: u64, end: u64, out: &mut [Re
 /// Whether each of the pages from `first` on belongs to this process alone, by its `/proc/PID/pagemap`. A page that is not
 /// there belongs to nobody.
 pub fn exclusive_pages(pagemap: &File, first: u64, out: &mut [bool]) {
-    const ENTRY_BYTES: usize = 8;
     const EXCLUSIVE: u64 = 1 << 56;
-    let mut entries = vec![0; out.len() * ENTRY_BYTES];
-    let read = pagemap.read_exact_at(&mut entries, first * ENTRY_BYTES as u64).is_ok();
-    for (out, entry) in out.iter_mut().zip(entries.as_chunks().0) {
-        *out = read && u64::from_ne_bytes(*entry) & EXCLUSIVE != 0;
-    }
+    let entries = pagemap_entries(pagemap, first, out.len());
+    out.iter_mut().enumerate().for_each(|(i, out)| *out = entries.get(i).is_some_and(|entry| entry & EXCLUSIVE != 0));
+}
+
+/// Whether something lies at a page, in memory or in swap, by `/proc/PID/pagemap`; `None` if that cannot be told.
+pub fn is_mapped(pagemap: &File, page: u64) -> Option<bool> {
+    const PRESENT_OR_SWAPPED: u64 = 3 << 62;
+    pagemap_entries(pagemap, page, 1).first().map(|entry| entry & PRESENT_OR_SWAPPED != 0)
+}
+
+/// Entries of `/proc/PID/pagemap`; none if they cannot all be read.
+fn pagemap_entries(pagemap: &File, first: u64, count: usize) -> Vec<u64> {
+    const ENTRY_BYTES: usize = 8;
+    let mut bytes = vec![0; count * ENTRY_BYTES];
+    let read = pagemap.read_exact_at(&mut bytes, first * ENTRY_BYTES as u64).is_ok();
+    let entries: &[[u8; ENTRY_BYTES]] = if read { bytes.as_chunks().0 } else { &[] };
+    entries.iter().map(|entry| u64::from_ne_bytes(*entry)).collect()
 }
 
 /// Reads another process's memory; returns the bytes read, short at the first page that cannot be read.
