@@ -3,6 +3,7 @@
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Instant;
 
+use crate::agent::Agent;
 use crate::counters::add;
 use crate::pages::{PageNumber, Place};
 use crate::proc;
@@ -21,7 +22,7 @@ impl Space {
                 match message {
                     Message::Fault { address, thread } => {
                         shared.faulter.store(thread, Relaxed);
-                        shared.faulter_agent.store(inner.agent.as_ref().map_or(0, crate::agent::Agent::tid), Relaxed);
+                        shared.faulter_agent.store(inner.agent.as_ref().map_or(0, Agent::tid), Relaxed);
                         inner.faults.push(address / PAGE);
                     }
                     Message::Fork { child } => self.fork(shared, inner, Uffd::new(sys::adopt(child))),

@@ -39,7 +39,7 @@ impl Keeper {
         if processors == 2 && processors_of(0).is_some_and(|set| count(&set) == 2) {
             let ours = Arc::clone(&keeper);
             let run = move || {
-                workers::raise_priority(19);
+                workers::set_priority(0, 19);
                 loop {
                     thread::park();
                     ours.keep();

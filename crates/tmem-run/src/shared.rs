@@ -88,6 +88,7 @@ pub struct Shared {
     pub keeper: Arc<Keeper>,
     /// The thread that faulted last.
     pub faulter: AtomicI32,
+    /// The agent of its process.
     pub faulter_agent: AtomicI32,
     /// Thread ids of the workers.
     pub worker_tids: Vec<AtomicI32>,

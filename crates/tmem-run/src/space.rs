@@ -28,6 +28,7 @@ use crate::ptrace;
 use crate::shared::{BATCH_PAGES, Shared};
 use crate::streams::Streams;
 use crate::sys::{self, Errno, Filled, PAGE, Region, Uffd, feature};
+use crate::workers;
 
 /// Pages that arrived one behind the other, in the order of arrival.
 #[derive(Clone, Copy, Debug)]
@@ -244,7 +245,8 @@ impl Space {
         inner.trash_uffd = Some(trash_uffd);
         inner.pagemap = Some(pagemap);
         self.pid.store(pid, Relaxed);
-        unsafe { libc::setpriority(libc::PRIO_PROCESS, agent.tid() as u32, -10) };
+        // It works while a space is locked, and must not queue behind the program's own threads.
+        workers::set_priority(agent.tid(), -10);
         Ok(())
     }
 

@@ -217,7 +217,7 @@ impl Supervisor {
         let shared = Arc::new(Shared::new(options.ram_bytes, processors.clamp(1, 4), guard)?);
         workers::start(&shared);
         // The program was started before, so it does not inherit this.
-        workers::raise_priority(-10);
+        workers::set_priority(0, -10);
         let now = Instant::now();
         Ok(Supervisor {
             options: options.clone(),

@@ -33,10 +33,11 @@ pub fn start(shared: &Arc<Shared>) {
     }
 }
 
-/// Asks for a better place in the queue for a processor, where this user may: a program waits for this thread.
-pub fn raise_priority(nice: i32) {
-    // SAFETY: plain system call; on Linux it applies to the calling thread.
-    unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, nice) };
+/// Asks for another place in the queue for a processor for thread `tid` (0: the caller), where this user may: a program
+/// waits for most of our threads.
+pub fn set_priority(tid: i32, nice: i32) {
+    // SAFETY: plain system call; on Linux it applies to one thread.
+    unsafe { libc::setpriority(libc::PRIO_PROCESS, tid as u32, nice) };
 }
 
 /// How long a worker sleeps at most when nothing is asked of it, and while faults wait for room.
@@ -47,7 +48,7 @@ const PARKED: Duration = Duration::from_millis(2);
 const FUTILE: Duration = Duration::from_millis(1);
 
 fn work(shared: &Shared, which: usize) {
-    raise_priority(-10);
+    set_priority(0, -10);
     // SAFETY: no arguments, no effects.
     shared.worker_tids[which].store(unsafe { libc::gettid() }, Relaxed);
     let mut server = Server { which, scratch: Scratch::default(), ready: Vec::new(), polling: Polling::new() };
