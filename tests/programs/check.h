@@ -114,6 +114,16 @@ __attribute__((unused)) static char *map_anon(size_t bytes)
     return base;
 }
 
+/* Fills the pages with version 1 and gives the versions, one per page, for the program to count on. */
+__attribute__((unused)) static uint32_t *versions_filled(char *base, size_t pages)
+{
+    uint32_t *version = calloc(pages, sizeof *version);
+    MUST(version != NULL);
+    for (size_t i = 0; i < pages; i++)
+        page_fill(base + i * PAGE, i, version[i] = 1);
+    return version;
+}
+
 /* A big region that is written once and then read again and again, so that the memory under test is pushed out. */
 struct ballast {
     char *base;
@@ -142,6 +152,12 @@ static inline uint64_t rng_next(uint64_t *state)
 {
     *state += 0x9e3779b97f4a7c15ULL;
     return mix(*state);
+}
+
+/* The page that a random number stands for: nine in ten lie in the first tenth. */
+__attribute__((unused)) static size_t hot_page(uint64_t random, size_t pages)
+{
+    return random % 10 ? (random >> 8) % (pages / 10) : (random >> 8) % pages;
 }
 
 __attribute__((unused)) static size_t arg_of(int argc, char **argv, int at, size_t otherwise)

@@ -37,10 +37,7 @@ int main(int argc, char **argv)
 {
     pages = arg_of(argc, argv, 1, 64) * MIB / PAGE;
     base = map_anon(pages * PAGE);
-    version = calloc(pages, sizeof *version);
-    MUST(version != NULL);
-    for (size_t i = 0; i < pages; i++)
-        page_fill(base + i * PAGE, i, version[i] = 1);
+    version = versions_filled(base, pages);
     pthread_t threads[THREADS];
     for (uintptr_t i = 0; i < THREADS; i++)
         MUST(pthread_create(&threads[i], NULL, run, (void *)i) == 0);

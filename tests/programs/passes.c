@@ -8,15 +8,12 @@ int main(int argc, char **argv)
 {
     size_t pages = arg_of(argc, argv, 1, 96) * MIB / PAGE, rounds = arg_of(argc, argv, 2, 4);
     char *base = map_anon(pages * PAGE);
-    uint32_t *version = calloc(pages, sizeof *version);
+    uint32_t *version = versions_filled(base, pages);
     uint64_t state = 42;
-    MUST(version != NULL);
-    for (size_t i = 0; i < pages; i++)
-        page_fill(base + i * PAGE, i, version[i] = 1);
     for (size_t round = 0; round < rounds; round++) {
         for (size_t i = 0; i < pages * 3; i++) {
             uint64_t r = rng_next(&state);
-            size_t page = r % 10 ? (r >> 8) % (pages / 10) : (r >> 8) % pages;
+            size_t page = hot_page(r, pages);
             if ((r >> 40) % 4 == 0)
                 page_fill(base + page * PAGE, page, ++version[page]);
             else

@@ -5,11 +5,8 @@ int main(int argc, char **argv)
 {
     size_t pages = arg_of(argc, argv, 1, 96) * MIB / PAGE, rounds = arg_of(argc, argv, 2, 6);
     char *base = map_anon(pages * PAGE);
-    uint32_t *version = calloc(pages, sizeof *version);
+    uint32_t *version = versions_filled(base, pages);
     uint64_t sum = 0;
-    MUST(version != NULL);
-    for (size_t i = 0; i < pages; i++)
-        page_fill(base + i * PAGE, i, version[i] = 1);
     for (size_t round = 0; round < rounds; round++)
         for (size_t n = 0; n < pages; n++) {
             size_t i = round % 3 == 2 ? pages - 1 - n : n;

@@ -7,11 +7,8 @@ int main(int argc, char **argv)
     struct ballast b = ballast_new(mib / 2);
     size_t pages = mib * MIB / PAGE / 2;
     char *base = map_anon(pages * PAGE);
-    uint32_t *version = calloc(pages, sizeof *version);
+    uint32_t *version = versions_filled(base, pages);
     uint64_t state = 7;
-    MUST(version != NULL);
-    for (size_t i = 0; i < pages; i++)
-        page_fill(base + i * PAGE, i, version[i] = 1);
     for (size_t round = 0; round < rounds; round++) {
         ballast_push(&b, 80);
         for (size_t hole = 0; hole < 40; hole++) {

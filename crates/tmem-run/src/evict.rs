@@ -143,8 +143,7 @@ impl Evictor {
             inner.agent = None;
             return;
         }
-        inner.untrashed[self.worker]
-            .retain(|slots| trash.iter().any(|(s, call)| s == slots && batch.result(*call).is_err()));
+        inner.untrashed[self.worker] = not_dropped(trash, &batch);
     }
 
     /// A part of step 1. True if there were pages to look at, although perhaps none to take.
@@ -188,10 +187,9 @@ impl Evictor {
             inner.agent = None;
             return false;
         }
-        let untrashed = &mut inner.untrashed[self.worker];
-        untrashed.retain(|slots| trash.iter().any(|(s, call)| s == slots && batch.result(*call).is_err()));
+        inner.untrashed[self.worker] = not_dropped(trash, &batch);
         if slot > first {
-            untrashed.push(first..slot);
+            inner.untrashed[self.worker].push(first..slot);
         }
         self.relatives.clone_from(&inner.relatives);
         let mut outcomes = Vec::with_capacity(runs.len());
@@ -385,6 +383,11 @@ impl Evictor {
         }
         calls
     }
+}
+
+/// The runs of slots that [`Evictor::add_trash`] could not have emptied, once the batch came back.
+fn not_dropped(trash: Vec<(Range<u32>, usize)>, batch: &Batch) -> Vec<Range<u32>> {
+    trash.into_iter().filter(|&(_, call)| batch.result(call).is_err()).map(|(slots, _)| slots).collect()
 }
 
 /// How many pages of `run` a MOVE to `slot` took, and the error for the next one; `None` if that cannot be told.

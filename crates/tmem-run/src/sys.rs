@@ -253,22 +253,28 @@ pub fn scan_present(pagemap: BorrowedFd<'_>, start: u64, end: u64, out: &mut [Re
 pub fn exclusive_pages(pagemap: &File, first: u64, out: &mut [bool]) {
     const EXCLUSIVE: u64 = 1 << 56;
     let entries = pagemap_entries(pagemap, first, out.len());
-    out.iter_mut().enumerate().for_each(|(i, out)| *out = entries.get(i).is_some_and(|entry| entry & EXCLUSIVE != 0));
+    out.fill(false);
+    out.iter_mut().zip(entries).for_each(|(out, entry)| *out = entry & EXCLUSIVE != 0);
 }
 
 /// Whether something lies at a page, in memory or in swap, by `/proc/PID/pagemap`; `None` if that cannot be told.
 pub fn is_mapped(pagemap: &File, page: u64) -> Option<bool> {
     const PRESENT_OR_SWAPPED: u64 = 3 << 62;
-    pagemap_entries(pagemap, page, 1).first().map(|entry| entry & PRESENT_OR_SWAPPED != 0)
+    pagemap_entries(pagemap, page, 1).next().map(|entry| entry & PRESENT_OR_SWAPPED != 0)
 }
 
 /// Entries of `/proc/PID/pagemap`; none if they cannot all be read.
-fn pagemap_entries(pagemap: &File, first: u64, count: usize) -> Vec<u64> {
+fn pagemap_entries(pagemap: &File, first: u64, count: usize) -> impl Iterator<Item = u64> + use<> {
     const ENTRY_BYTES: usize = 8;
     let mut bytes = vec![0; count * ENTRY_BYTES];
-    let read = pagemap.read_exact_at(&mut bytes, first * ENTRY_BYTES as u64).is_ok();
-    let entries: &[[u8; ENTRY_BYTES]] = if read { bytes.as_chunks().0 } else { &[] };
-    entries.iter().map(|entry| u64::from_ne_bytes(*entry)).collect()
+    if pagemap.read_exact_at(&mut bytes, first * ENTRY_BYTES as u64).is_err() {
+        bytes.clear();
+    }
+    let count = bytes.len() / ENTRY_BYTES;
+    (0..count).map(move |i| {
+        let entry = bytes[i * ENTRY_BYTES..][..ENTRY_BYTES].try_into();
+        u64::from_ne_bytes(entry.expect("that many bytes are an entry"))
+    })
 }
 
 /// Reads another process's memory; returns the bytes read, short at the first page that cannot be read.
