@@ -38,6 +38,10 @@ const COMMIT_PAGES: usize = 32;
 /// Turns that a page sits out which would not move, or could not be stored.
 const STUCK_CREDIT: u32 = 3;
 
+/// A copy of at most this many bytes stays in the store when its page comes back: what it takes from the budget costs less
+/// in faults than compressing the page again.
+const SMALL_BYTES: u32 = 256;
+
 /// A page on its way out.
 struct Item {
     page: PageNumber,
@@ -49,6 +53,8 @@ struct Item {
     /// A forked relative had it too.
     shared: bool,
     copy: Copy,
+    /// The copy takes little.
+    small: bool,
 }
 
 /// Where the contents of a page on its way out are, outside the lock.
@@ -264,6 +270,7 @@ impl Evictor {
                 cached: before.is_cached(),
                 shared: before.is_stuck(),
                 copy: Copy::None,
+                small: false,
             });
         }
         add(&shared.counters.pages_evicted, moved);
@@ -318,7 +325,7 @@ impl Evictor {
                 add(&shared.counters.swapcache_tries, 1);
                 if shared.store.matches(item.key, page) {
                     add(&shared.counters.swapcache_hits, 1);
-                    item.copy = Copy::Kept;
+                    (item.copy, item.small) = (Copy::Kept, true);
                     continue;
                 }
             }
@@ -328,7 +335,7 @@ impl Evictor {
                 continue;
             }
             if let Ok(put) = shared.store.put(item.slot_key, page) {
-                item.copy = Copy::New;
+                (item.copy, item.small) = (Copy::New, put.stored_bytes <= SMALL_BYTES);
                 taken += put.stored_bytes as u64;
             }
         }
@@ -354,11 +361,11 @@ impl Evictor {
                 (Some(owner), Copy::New) => {
                     let slot = item.slot;
                     shared.store.rekey_range(inner.pool, SLOTS, slot..slot + 1, object(owner), index(owner));
-                    stored(inner, owner, epoch);
+                    stored(inner, owner, epoch, item.small);
                     pages += 1;
                 }
                 (Some(owner), Copy::Kept) if owner == item.page => {
-                    stored(inner, owner, epoch);
+                    stored(inner, owner, epoch, item.small);
                     pages += 1;
                 }
                 (Some(owner), _) => return_home(shared, space, inner, owner, item.contents.page()),
@@ -465,10 +472,10 @@ fn return_home(shared: &Shared, space: &Space, inner: &mut Inner, page: PageNumb
 }
 
 /// Notes that a staged page is in the store now.
-fn stored(inner: &mut Inner, page: PageNumber, epoch: u16) {
+fn stored(inner: &mut Inner, page: PageNumber, epoch: u16, small: bool) {
     inner.unstage(page);
     let meta = inner.pages.get(page);
-    inner.pages.set(page, meta.at(Place::Stored).with_epoch(epoch));
+    inner.pages.set(page, meta.at(Place::Stored).with_epoch(epoch).small(small));
 }
 
 /// Chooses what leaves: runs of present pages from the old end of the queue.

@@ -254,17 +254,14 @@ impl Space {
         if pages == 0 {
             return;
         }
-        let keep = shared.keeps_copies(asked);
         for page in first..first + pages {
             let meta = inner.pages.get(page);
-            let home = meta.home().cached(keep);
+            let home = meta.home().cached(meta.is_small());
+            if !meta.is_small() {
+                shared.store.flush_page(inner.key(page));
+            }
             let soon = page == asked && pages == 1 && shared.is_soon(meta.epoch());
             inner.pages.set(page, if soon { home.heated() } else { home.cooled() });
-        }
-        if !keep {
-            (first..first + pages).for_each(|page| {
-                shared.store.flush_page(inner.key(page));
-            });
         }
         inner.arrive(shared, first, pages);
         shared.account.note((pages * PAGE) as i64);

@@ -105,8 +105,8 @@ impl Binding {
         Binding { everywhere: processors_of(0), bound: Vec::new() }
     }
 
-    /// Binds the threads `near` to where `faulter` runs and the threads `far` to the other processor, or nobody if nothing
-    /// is kept.
+    /// Binds the threads `near` to where `faulter` runs and the threads `far` (0: the caller) to the other processor, or
+    /// nobody if nothing is kept.
     pub fn follow(&mut self, keeper: &Keeper, faulter: i32, near: &[i32], far: &[i32]) {
         let Some(everywhere) = self.everywhere.filter(|_| keeper.is_keeping() || !self.bound.is_empty()) else {
             return;

@@ -16,7 +16,6 @@ use crate::counters::{Account, Counters, Histogram};
 use crate::error::Error;
 use crate::guard::Guard;
 use crate::keeper::Keeper;
-use crate::pages::PageNumber;
 use crate::space::Space;
 use crate::sys::{self, PAGE, Uffd};
 
@@ -211,14 +210,6 @@ impl Shared {
     /// Leaves as little with the programs as at the beginning.
     pub fn lower_floor(&self) {
         self.floor.store(floor_of(self.limits.ram), Relaxed);
-    }
-
-    /// Whether the stored copy of a page that came back is kept. It pays when most such pages leave again
-    /// unchanged; one page in sixteen is kept in any case, to know.
-    pub fn keeps_copies(&self, page: PageNumber) -> bool {
-        let tries = self.counters.swapcache_tries.load(Relaxed);
-        let hits = self.counters.swapcache_hits.load(Relaxed);
-        (page.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 60 == 0) || (tries > 256 && hits * 4 > tries * 3)
     }
 
     /// Sees to it that somebody evicts: the worker whose spaces want memory, or all when one does not keep up.

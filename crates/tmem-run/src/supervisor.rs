@@ -284,9 +284,10 @@ impl Supervisor {
         if near && !self.released {
             self.manage();
         }
-        let (worker, others) = shared.serving_and_others();
+        let (worker, mut far) = shared.serving_and_others();
+        far.push(0);
         let near = [worker, shared.faulter_agent.load(Relaxed)];
-        self.binding.follow(&shared.keeper, shared.faulter.load(Relaxed), &near, &others);
+        self.binding.follow(&shared.keeper, shared.faulter.load(Relaxed), &near, &far);
         if total > limits.high {
             self.shared.need_room();
         }
