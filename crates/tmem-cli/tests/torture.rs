@@ -115,3 +115,20 @@ fn memset_storm_of_four_gib() {
     assert_eq!(managed.figure("on_full_events"), 0, "this data can always shrink");
     managed.assert_budget();
 }
+
+/// Memory that comes into being without a fault that we see: it cannot be held back, but it must leave again.
+#[test]
+fn what_was_the_zero_page_is_found() {
+    let name = "what_was_the_zero_page_is_found";
+    if !can_run(name) {
+        return;
+    }
+    let job = || Job::native([program("zero_first", Linking::Dynamic).into_os_string(), "192".into(), "60".into()]);
+    let native = job().run();
+    let managed = job().under_tmem(72 * MIB).timeout(Duration::from_secs(90)).run();
+    managed.assert_same_as(&native);
+    say(&format!("{name}: tmem {}", managed.summary()));
+    let pages = 192 * MIB / 4096;
+    assert!(managed.figure("pages_evicted") > pages / 2, "it stayed in memory");
+    assert_eq!(managed.figure("on_full_events"), 0, "this data can always shrink");
+}

@@ -106,6 +106,8 @@ pub struct Inner {
     pub relatives: Vec<PoolId>,
     /// Mappings that a forked child finds empty, as of the last fork that we could look.
     pub wiped: Vec<proc::Mapping>,
+    /// Pages of the process that were found not to be ours to evict.
+    pub hidden: u64,
     /// When the queue was last rebuilt.
     pub rescanned: Instant,
     /// When mappings were last surveyed, and the least anonymous memory that was seen since.
@@ -397,6 +399,37 @@ impl Space {
         inner.rescanned = Instant::now();
     }
 
+    /// Queues what is present and not queued, once there is much of it, given all anonymous memory of the process in bytes.
+    /// A page that was mapped to the zero page before its range was registered becomes memory without a fault of ours.
+    ///
+    /// True if it looked.
+    pub fn queue_hidden(&self, shared: &Shared, inner: &mut Inner, anonymous: u64) -> bool {
+        const HIDDEN_PAGES_MIN: u64 = 1024;
+        let hidden = |inner: &Inner| {
+            let queued: u64 = inner.queue.iter().map(|run| u64::from(run.pages)).sum();
+            (anonymous / PAGE).saturating_sub(queued + inner.in_flight.len() as u64)
+        };
+        // Some is never ours: small mappings, locked ones, those of files.
+        let now = hidden(inner);
+        inner.hidden = inner.hidden.min(now);
+        if now < inner.hidden + HIDDEN_PAGES_MIN.max(anonymous / PAGE / 8) {
+            return false;
+        }
+        let mut queued = RangeSet::default();
+        inner.queue.iter().for_each(|run| queued.insert(run.page * PAGE, (run.page + u64::from(run.pages)) * PAGE));
+        let ranges: Vec<_> = inner.registered.iter().collect();
+        for (start, end) in ranges {
+            for r in inner.present_runs(start, end) {
+                for (start, end) in queued.gaps(r.start, r.end) {
+                    inner.arrive(shared, start / PAGE, (end - start) / PAGE);
+                }
+            }
+        }
+        inner.hidden = hidden(inner);
+        self.publish(shared, inner);
+        true
+    }
+
     /// Tells others how old the oldest queued page is and how many faults wait.
     pub fn publish(&self, shared: &Shared, inner: &Inner) {
         self.oldest.store(inner.queue.front().map_or(u64::MAX, |r| r.stamp.into()), Relaxed);
@@ -435,6 +468,7 @@ impl Inner {
             forked: false,
             relatives: Vec::new(),
             wiped: Vec::new(),
+            hidden: 0,
             rescanned: Instant::now(),
             surveyed: (Instant::now(), 0),
             changes: 0,

@@ -348,7 +348,8 @@ impl Supervisor {
             {
                 let anonymous = self.tree.processes[&pid].anonymous;
                 if inner.survey_is_due(anonymous) {
-                    if space.survey(&self.shared, &mut inner) {
+                    let new = space.survey(&self.shared, &mut inner);
+                    if space.queue_hidden(&self.shared, &mut inner, anonymous) || new {
                         self.shared.found_more();
                     }
                     space.pump(&self.shared, &mut inner, &mut self.scratch);
