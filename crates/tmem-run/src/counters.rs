@@ -23,8 +23,6 @@ counters! {
     pages_from_staging,
     /// Evicted pages whose stored copy was still valid.
     swapcache_hits,
-    /// Evicted pages that had a stored copy, valid or not.
-    swapcache_tries,
     /// Pages filled with zeros at first touch.
     pages_zero_filled,
     /// Pages that would not move (pinned, shared, locked).

@@ -10,7 +10,6 @@
 //! A page between 1 and 3 is *in flight* and is not chosen again, so two evictors never store one page at once.
 
 use std::ops::Range;
-use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
@@ -18,19 +17,17 @@ use std::time::{Duration, Instant};
 use tmem::{Key, PoolId};
 
 use crate::agent::{Agent, Batch};
+use crate::choose::{LOOKS_MAX, choose, kernel_touched_pages};
 use crate::counters::add;
 use crate::pages::{PageNumber, Place};
 use crate::proc;
 use crate::shared::{BATCH_PAGES, Shared};
 use crate::space::{Contents, Inner, SLOTS, Space, Staged, index, object};
-use crate::sys::{self, Errno, Filled, PAGE, Region};
+use crate::sys::{self, Errno, Filled, PAGE};
 use crate::workers::Server;
 
 /// Pages and MOVEs in one message to the agent: bounds how long faults wait for the lock.
-const MESSAGE_PAGES_MAX: usize = 64;
-
-/// Pages looked at for one message: bounds how long the lock is held when most of them are hot.
-const LOOKS_MAX: usize = 512;
+pub const MESSAGE_PAGES_MAX: usize = 64;
 
 /// Pages noted as stored under one hold of the lock.
 const COMMIT_PAGES: usize = 32;
@@ -53,8 +50,6 @@ struct Item {
     /// A forked relative had it too.
     shared: bool,
     copy: Copy,
-    /// The copy takes little.
-    small: bool,
 }
 
 /// Where the contents of a page on its way out are, outside the lock.
@@ -64,8 +59,8 @@ enum Copy {
     None,
     /// In the store, under the key of the staging slot: an eviction under way and what else may happen to the
     /// page's address meanwhile never meet in one key.
-    New,
-    /// In the store, under the page's own key, from an earlier eviction.
+    New { small: bool },
+    /// In the store, under the page's own key, from an earlier eviction: a small one, or it would not have been kept.
     Kept,
 }
 
@@ -270,7 +265,6 @@ impl Evictor {
                 cached: before.is_cached(),
                 shared: before.is_stuck(),
                 copy: Copy::None,
-                small: false,
             });
         }
         add(&shared.counters.pages_evicted, moved);
@@ -321,21 +315,18 @@ impl Evictor {
         for item in &mut self.items {
             server.serve(shared, Duration::ZERO);
             let page = item.contents.page();
-            if item.cached {
-                add(&shared.counters.swapcache_tries, 1);
-                if shared.store.matches(item.key, page) {
-                    add(&shared.counters.swapcache_hits, 1);
-                    (item.copy, item.small) = (Copy::Kept, true);
-                    continue;
-                }
+            if item.cached && shared.store.matches(item.key, page) {
+                add(&shared.counters.swapcache_hits, 1);
+                item.copy = Copy::Kept;
+                continue;
             }
             let like = |pool: &PoolId| shared.store.put_like(item.slot_key, page, Key { pool: *pool, ..item.key });
             if item.shared && self.relatives.iter().rev().any(like) {
-                item.copy = Copy::New;
+                item.copy = Copy::New { small: false };
                 continue;
             }
             if let Ok(put) = shared.store.put(item.slot_key, page) {
-                (item.copy, item.small) = (Copy::New, put.stored_bytes <= SMALL_BYTES);
+                item.copy = Copy::New { small: put.stored_bytes <= SMALL_BYTES };
                 taken += put.stored_bytes as u64;
             }
         }
@@ -352,20 +343,20 @@ impl Evictor {
             inner.in_flight.remove(&item.page);
             // It may have come back, been dropped or moved to another address meanwhile.
             match (inner.slots[item.slot as usize], item.copy) {
-                (None, Copy::New) => drop(shared.store.flush_page(item.slot_key)),
+                (None, Copy::New { .. }) => drop(shared.store.flush_page(item.slot_key)),
                 // Another page may have been moved to this address, with its stored copy.
                 (None, Copy::Kept) if inner.pages.get(item.page).place() != Place::Stored => {
                     shared.store.flush_page(item.key);
                 }
                 (None, _) => {}
-                (Some(owner), Copy::New) => {
+                (Some(owner), Copy::New { small }) => {
                     let slot = item.slot;
                     shared.store.rekey_range(inner.pool, SLOTS, slot..slot + 1, object(owner), index(owner));
-                    stored(inner, owner, epoch, item.small);
+                    stored(inner, owner, epoch, small);
                     pages += 1;
                 }
                 (Some(owner), Copy::Kept) if owner == item.page => {
-                    stored(inner, owner, epoch, item.small);
+                    stored(inner, owner, epoch, true);
                     pages += 1;
                 }
                 (Some(owner), _) => return_home(shared, space, inner, owner, item.contents.page()),
@@ -476,91 +467,6 @@ fn stored(inner: &mut Inner, page: PageNumber, epoch: u16, small: bool) {
     inner.unstage(page);
     let meta = inner.pages.get(page);
     inner.pages.set(page, meta.at(Place::Stored).with_epoch(epoch).small(small));
-}
-
-/// Chooses what leaves: runs of present pages from the old end of the queue.
-fn choose(shared: &Shared, space: &Space, inner: &mut Inner, held: &[PageNumber]) -> (Vec<Range<PageNumber>>, usize) {
-    if inner.queue.is_empty() {
-        space.rescan(shared, inner);
-    }
-    let mut out: Vec<Range<PageNumber>> = Vec::new();
-    let mut total = 0;
-    let mut looks = 0;
-    let mut exclusive = [true; 512];
-    while total < MESSAGE_PAGES_MAX && looks < LOOKS_MAX {
-        let Some(run) = inner.queue.pop_front() else { break };
-        let mut stopped_at = None;
-        if inner.forked
-            && let Some(pagemap) = &inner.pagemap
-        {
-            sys::exclusive_pages(pagemap, run.page, &mut exclusive[..run.pages as usize]);
-        }
-        for page in present(inner, run.page, run.pages.into()) {
-            if total == MESSAGE_PAGES_MAX || looks >= LOOKS_MAX {
-                stopped_at = Some(page);
-                break;
-            }
-            looks += 1;
-            let meta = inner.pages.get(page);
-            if meta.place() != Place::Home || meta.is_going() || inner.in_flight.contains(&page) {
-                continue;
-            }
-            if meta.credit() > 0 || held.contains(&page) {
-                inner.pages.set(page, meta.with_credit(meta.credit().saturating_sub(1)));
-                inner.arrive(shared, page, 1);
-                continue;
-            }
-            if inner.forked && !meta.is_stuck() && !exclusive[(page - run.page) as usize] {
-                // To take it from this process alone frees nothing: not before those that are its own.
-                inner.pages.set(page, meta.stuck(true));
-                inner.arrive(shared, page, 1);
-                continue;
-            }
-            match out.last_mut() {
-                Some(last) if last.end == page && meta.is_stuck() == inner.pages.get(last.start).is_stuck() => {
-                    last.end += 1
-                }
-                _ => out.push(page..page + 1),
-            }
-            // The queue may hold a page twice: it is chosen once.
-            inner.in_flight.insert(page);
-            total += 1;
-        }
-        if let Some(page) = stopped_at {
-            let pages = (run.page + u64::from(run.pages) - page) as u32;
-            inner.queue.push_front(crate::space::Run { page, pages, stamp: run.stamp });
-        }
-    }
-    (out, looks)
-}
-
-/// The pages of a run that are registered and in memory.
-fn present(inner: &Inner, page: PageNumber, pages: u64) -> Vec<PageNumber> {
-    if pages == 1 && !inner.pages.get(page).is_stuck() {
-        // A MOVE finds out as cheaply as a scan. Not so the populating of a stuck page: it would wait for us.
-        return inner.registered.containing(page * PAGE).map(|_| page).into_iter().collect();
-    }
-    let Some(pagemap) = &inner.pagemap else { return Vec::new() };
-    let mut out = Vec::with_capacity(pages as usize);
-    let mut regions = [Region::default(); 256];
-    for (start, end) in inner.registered.overlaps(page * PAGE, (page + pages) * PAGE) {
-        // A run has at most 512 pages, so 256 regions hold every pattern of presence.
-        if let Ok((found, _)) = sys::scan_present(pagemap.as_fd(), start, end, &mut regions) {
-            out.extend(regions[..found].iter().flat_map(|r| r.start / PAGE..r.end / PAGE));
-        }
-    }
-    out
-}
-
-/// Pages that the kernel itself writes when a thread exits. It cannot wait for us there (an exiting thread does not
-/// wait for userfaultfd), so `pthread_join` would hang: they stay. Thread control blocks are found by the robust
-/// list that the C library registers in them.
-///
-/// They are listed before the lock is taken, because that takes long where there are many threads. A thread that starts
-/// meanwhile has just written to its block, which makes it the youngest page there is, not one that is chosen.
-fn kernel_touched_pages(pid: i32) -> Vec<PageNumber> {
-    let heads = proc::threads(pid).into_iter().map(sys::robust_list);
-    heads.filter(|&head| head != 0).flat_map(|head| [head / PAGE, (head - 64) / PAGE, (head + 64) / PAGE]).collect()
 }
 
 #[cfg(test)]

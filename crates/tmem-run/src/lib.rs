@@ -6,6 +6,7 @@
 
 mod agent;
 mod arch;
+mod choose;
 mod control;
 mod counters;
 pub mod doctor;
@@ -20,6 +21,7 @@ mod options;
 mod pages;
 mod proc;
 mod ptrace;
+mod queue;
 mod report;
 mod shared;
 mod signals;

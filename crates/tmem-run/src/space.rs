@@ -25,21 +25,11 @@ use crate::counters::add;
 use crate::pages::{Meta, PageHash, PageNumber, PageTable, Place, RangeSet};
 use crate::proc;
 use crate::ptrace;
+use crate::queue::Run;
 use crate::shared::{BATCH_PAGES, Shared};
 use crate::streams::Streams;
 use crate::sys::{self, Errno, Filled, PAGE, Region, Uffd, feature};
 use crate::workers;
-
-/// Pages that arrived one behind the other, in the order of arrival.
-#[derive(Clone, Copy, Debug)]
-pub struct Run {
-    /// First page.
-    pub page: PageNumber,
-    /// Pages.
-    pub pages: u32,
-    /// Arrival number of the first, modulo 2^32.
-    pub stamp: u32,
-}
 
 /// An address space under management.
 pub struct Space {
@@ -379,57 +369,6 @@ impl Space {
         }
     }
 
-    /// Queues the present pages of a registered range.
-    pub fn queue_present(&self, shared: &Shared, inner: &mut Inner, start: u64, end: u64) {
-        for r in inner.present_runs(start, end) {
-            inner.arrive(shared, r.start / PAGE, (r.end - r.start) / PAGE);
-        }
-    }
-
-    /// Rebuilds the queue from what is present: for when it ran dry although memory is in use.
-    pub fn rescan(&self, shared: &Shared, inner: &mut Inner) {
-        if inner.rescanned.elapsed() < Duration::from_millis(20) {
-            return;
-        }
-        inner.queue.clear();
-        let ranges: Vec<_> = inner.registered.iter().collect();
-        for (start, end) in ranges {
-            self.queue_present(shared, inner, start, end);
-        }
-        inner.rescanned = Instant::now();
-    }
-
-    /// Queues what is present and not queued, once there is much of it, given all anonymous memory of the process in bytes.
-    /// A page that was mapped to the zero page before its range was registered becomes memory without a fault of ours.
-    ///
-    /// True if it looked.
-    pub fn queue_hidden(&self, shared: &Shared, inner: &mut Inner, anonymous: u64) -> bool {
-        const HIDDEN_PAGES_MIN: u64 = 1024;
-        let hidden = |inner: &Inner| {
-            let queued: u64 = inner.queue.iter().map(|run| u64::from(run.pages)).sum();
-            (anonymous / PAGE).saturating_sub(queued + inner.in_flight.len() as u64)
-        };
-        // Some is never ours: small mappings, locked ones, those of files.
-        let now = hidden(inner);
-        inner.hidden = inner.hidden.min(now);
-        if now < inner.hidden + HIDDEN_PAGES_MIN.max(anonymous / PAGE / 8) {
-            return false;
-        }
-        let mut queued = RangeSet::default();
-        inner.queue.iter().for_each(|run| queued.insert(run.page * PAGE, (run.page + u64::from(run.pages)) * PAGE));
-        let ranges: Vec<_> = inner.registered.iter().collect();
-        for (start, end) in ranges {
-            for r in inner.present_runs(start, end) {
-                for (start, end) in queued.gaps(r.start, r.end) {
-                    inner.arrive(shared, start / PAGE, (end - start) / PAGE);
-                }
-            }
-        }
-        inner.hidden = hidden(inner);
-        self.publish(shared, inner);
-        true
-    }
-
     /// Tells others how old the oldest queued page is and how many faults wait.
     pub fn publish(&self, shared: &Shared, inner: &Inner) {
         self.oldest.store(inner.queue.front().map_or(u64::MAX, |r| r.stamp.into()), Relaxed);
@@ -506,41 +445,6 @@ impl Inner {
     /// Key under which an evictor stores the page of a staging slot until it is known whose it is now.
     pub fn slot_key(&self, slot: u32) -> Key {
         Key { pool: self.pool, object: SLOTS, index: slot }
-    }
-
-    /// Runs of present pages in a range; none while the process cannot be looked at.
-    pub fn present_runs(&self, start: u64, end: u64) -> Vec<Region> {
-        let Some(pagemap) = &self.pagemap else { return Vec::new() };
-        let mut out = Vec::new();
-        let mut regions = [Region::default(); 256];
-        let mut at = start;
-        while at < end {
-            let Ok((found, next)) = sys::scan_present(pagemap.as_fd(), at, end, &mut regions) else { break };
-            out.extend_from_slice(&regions[..found]);
-            if next <= at {
-                break;
-            }
-            at = next;
-        }
-        out
-    }
-
-    /// Appends pages to the queue of arrivals.
-    pub fn arrive(&mut self, shared: &Shared, page: PageNumber, pages: u64) {
-        let stamp = shared.arrived(pages);
-        if let Some(last) = self.queue.back_mut()
-            && last.page + u64::from(last.pages) == page
-            && u64::from(last.pages) + pages <= 512
-        {
-            last.pages += pages as u32;
-            return;
-        }
-        let mut at = 0;
-        while at < pages {
-            let n = (pages - at).min(512);
-            self.queue.push_back(Run { page: page + at, pages: n as u32, stamp });
-            at += n;
-        }
     }
 
     /// Forgets a staged page: its slot stays occupied until it is emptied, but belongs to nobody.
