@@ -139,12 +139,19 @@ impl Evictor {
             return;
         }
         let mut batch = Batch::default();
-        let trash = self.add_trash(shared, &inner, &mut batch);
+        let trash = self.empty_staging(shared, &inner, &mut batch);
         if inner.agent.as_ref().is_none_or(|a| a.call(&mut batch).is_err()) {
             inner.agent = None;
             return;
         }
         inner.untrashed[self.worker] = not_dropped(trash, &batch);
+    }
+
+    /// Step 4.
+    fn empty_staging(&self, shared: &Shared, inner: &Inner, batch: &mut Batch) -> Vec<(Range<u32>, usize)> {
+        let slots = inner.untrashed[self.worker].iter().map(|slots| slots.len() as i64).sum::<i64>();
+        shared.account.note(-slots * PAGE as i64);
+        add_trash(inner, self.worker, batch)
     }
 
     /// A part of step 1. True if there were pages to look at, although perhaps none to take.
@@ -166,7 +173,7 @@ impl Evictor {
         let is_clean = inner.untrashed[self.worker].iter().all(|r| r.end <= slots.start || slots.end <= r.start);
         let (runs, looks) = if is_clean { choose(shared, space, inner, held) } else { (Vec::new(), LOOKS_MAX) };
         let mut batch = Batch::default();
-        let trash = self.add_trash(shared, inner, &mut batch);
+        let trash = self.empty_staging(shared, inner, &mut batch);
         if runs.is_empty() && batch.is_empty() {
             return looks >= LOOKS_MAX;
         }
@@ -364,27 +371,26 @@ impl Evictor {
         }
         pages
     }
-
-    /// Has the agent drop what this evictor's messages left in staging: it moves to the trash area, whose userfaultfd
-    /// has no events, because dropping it in place would raise one. Gives the runs of slots with their calls.
-    fn add_trash(&self, shared: &Shared, inner: &Inner, batch: &mut Batch) -> Vec<(Range<u32>, usize)> {
-        const MODE_ALLOW_SRC_HOLES: u64 = 1 << 1;
-        let mut calls = Vec::new();
-        for slots in &inner.untrashed[self.worker] {
-            let (at, bytes) = (u64::from(slots.start) * PAGE, slots.len() as u64 * PAGE);
-            let mode = sys::MOVE_MODE_DONTWAKE | MODE_ALLOW_SRC_HOLES;
-            let words = [inner.trash + at, inner.staging + at, bytes, mode, 0];
-            let ioctl = [inner.numbers.1, sys::UFFDIO_MOVE, 0, 0, 0, 0];
-            calls.push((slots.clone(), batch.call_with(libc::SYS_ioctl, ioctl, 2, &words).0));
-            batch.call(libc::SYS_madvise, [inner.trash + at, bytes, libc::MADV_DONTNEED as u64, 0, 0, 0]);
-            shared.account.note(-(bytes as i64));
-        }
-        calls
-    }
 }
 
-/// The runs of slots that [`Evictor::add_trash`] could not have emptied, once the batch came back.
-fn not_dropped(trash: Vec<(Range<u32>, usize)>, batch: &Batch) -> Vec<Range<u32>> {
+/// Has the agent drop what was left in one part of the staging area: it moves to the trash area, whose userfaultfd has no
+/// events, because dropping it in place would raise one. Gives the runs of slots with their calls.
+pub fn add_trash(inner: &Inner, part: usize, batch: &mut Batch) -> Vec<(Range<u32>, usize)> {
+    const MODE_ALLOW_SRC_HOLES: u64 = 1 << 1;
+    let mut calls = Vec::new();
+    for slots in &inner.untrashed[part] {
+        let (at, bytes) = (u64::from(slots.start) * PAGE, slots.len() as u64 * PAGE);
+        let mode = sys::MOVE_MODE_DONTWAKE | MODE_ALLOW_SRC_HOLES;
+        let words = [inner.trash + at, inner.staging + at, bytes, mode, 0];
+        let ioctl = [inner.numbers.1, sys::UFFDIO_MOVE, 0, 0, 0, 0];
+        calls.push((slots.clone(), batch.call_with(libc::SYS_ioctl, ioctl, 2, &words).0));
+        batch.call(libc::SYS_madvise, [inner.trash + at, bytes, libc::MADV_DONTNEED as u64, 0, 0, 0]);
+    }
+    calls
+}
+
+/// The runs of slots that [`add_trash`] could not have emptied, once the batch came back.
+pub fn not_dropped(trash: Vec<(Range<u32>, usize)>, batch: &Batch) -> Vec<Range<u32>> {
     trash.into_iter().filter(|&(_, call)| batch.result(call).is_err()).map(|(slots, _)| slots).collect()
 }
 
@@ -419,7 +425,7 @@ fn moved_in_truth(
 }
 
 /// What was moved to staging cannot be had. That is in order if the process is ending; any other would get wrong data.
-fn give_up(shared: &Shared, space: &Space, inner: &mut Inner) {
+pub fn give_up(shared: &Shared, space: &Space, inner: &mut Inner) {
     // An agent that ends takes a moment: its memory is gone before it is.
     let agent = inner.agent.as_ref().map_or(0, Agent::tid);
     let until = Instant::now() + Duration::from_secs(1);

@@ -49,7 +49,7 @@ fn release(shared: &Shared, space: &Space, scratch: &mut Scratch) {
 fn finish(shared: &Shared, space: &Space, mut inner: std::sync::MutexGuard<'_, Inner>, scratch: &mut Scratch) {
     space.drain_to_quiet(shared, &mut inner);
     space.bring_home(shared, &mut inner, scratch);
-    let bytes = shared.workers as u64 * BATCH_PAGES as u64 * PAGE;
+    let bytes = shared.staging_bytes();
     for (start, end) in inner.registered.iter().collect::<Vec<_>>() {
         let _ = space.uffd.unregister(start, end - start);
     }

@@ -32,6 +32,7 @@ mod sys;
 mod throttle;
 mod tree;
 mod workers;
+mod zeros;
 
 pub use control::{Detached, detach};
 pub use error::Error;

@@ -174,10 +174,16 @@ pub fn check_fit(pid: i32) -> Result<(), &'static str> {
     if filters(pid) > filters(std::process::id() as i32) {
         return Err("it has a seccomp filter of its own, which may kill it for system calls it does not expect");
     }
-    if status_field(pid, "TracerPid").is_some_and(|t| t != "0") {
+    // That may be ourselves, when it did not stop in time.
+    if ![0, std::process::id() as i32].contains(&tracer(pid)) {
         return Err("a debugger or tracer is attached to it");
     }
     Ok(())
+}
+
+/// The thread that traces process or thread `pid`, 0 if nobody does.
+pub fn tracer(pid: i32) -> i32 {
+    status_field(pid, "TracerPid").and_then(|t| t.parse().ok()).unwrap_or(0)
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@
 use std::time::{Duration, Instant};
 
 use crate::arch;
+use crate::proc;
 use crate::sys::{Errno, check};
 
 /// Why a thread could not be stopped or used.
@@ -50,7 +51,11 @@ fn ptrace(request: libc::c_uint, tid: i32, address: u64, data: u64) -> Result<i6
 impl Paused {
     /// Stops thread `tid`. Signals that arrive first are passed on to it.
     pub fn pause(tid: i32, patience: Duration) -> Result<Paused, StopError> {
-        ptrace(libc::PTRACE_SEIZE, tid, 0, 0)?;
+        match ptrace(libc::PTRACE_SEIZE, tid, 0, 0) {
+            // It is still seized from an earlier attempt that it did not heed in time.
+            Err(Errno(libc::EPERM)) if proc::tracer(tid) == std::process::id() as i32 => {}
+            result => drop(result?),
+        }
         if let Err(e) = ptrace(libc::PTRACE_INTERRUPT, tid, 0, 0) {
             return Err(e.into());
         }
@@ -190,21 +195,21 @@ pub fn let_go(tid: i32, status: i32) -> bool {
 /// Stops the threads of a process but the first, until the guards are dropped: while an agent is put in place and
 /// mappings are registered, they could fill the rest of the budget several times.
 pub fn hold_others(pid: i32) -> Vec<Paused> {
-    let others = crate::proc::threads(pid).into_iter().filter(|&tid| tid != pid);
+    let others = proc::threads(pid).into_iter().filter(|&tid| tid != pid);
     others.filter_map(|tid| Paused::pause(tid, Duration::from_millis(3)).ok()).collect()
 }
 
 /// Stops the threads of a process that are running, but for its agent: those that sleep take no memory.
 pub fn hold_running(pid: i32, agent: i32) -> Vec<Paused> {
-    let others = crate::proc::threads(pid).into_iter().filter(|&tid| tid != agent);
-    let running = others.filter(|&tid| matches!(crate::proc::state(tid), Some(('R', _))));
+    let others = proc::threads(pid).into_iter().filter(|&tid| tid != agent);
+    let running = others.filter(|&tid| matches!(proc::state(tid), Some(('R', _))));
     running.filter_map(|tid| Paused::pause(tid, Duration::from_millis(1)).ok()).collect()
 }
 
 /// Stops every thread of a process once and lets it go: afterwards no thread is still inside a system call that
 /// it had begun before (a stop happens only on the way back to the program, or in an interruptible sleep).
 pub fn quiesce(pid: i32) -> bool {
-    crate::proc::threads(pid)
+    proc::threads(pid)
         .into_iter()
         .all(|tid| matches!(Paused::pause(tid, Duration::from_millis(50)), Ok(_) | Err(StopError::Gone(None))))
 }

@@ -4,6 +4,7 @@
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
+use crate::fault::Scratch;
 use crate::pages::{PageNumber, RangeSet};
 use crate::shared::Shared;
 use crate::space::{Inner, Space};
@@ -53,10 +54,10 @@ impl Space {
     }
 
     /// Queues what is present and not queued, once there is much of it, given all anonymous memory of the process in bytes.
-    /// A page that was mapped to the zero page before its range was registered becomes memory without a fault of ours.
+    /// A page that was mapped to the zero page and could not be taken out becomes memory without a fault of ours.
     ///
     /// True if it looked.
-    pub fn queue_hidden(&self, shared: &Shared, inner: &mut Inner, anonymous: u64) -> bool {
+    pub fn queue_hidden(&self, shared: &Shared, inner: &mut Inner, scratch: &mut Scratch, anonymous: u64) -> bool {
         const HIDDEN_PAGES_MIN: u64 = 1024;
         let hidden = |inner: &Inner| {
             let queued: u64 = inner.queue.iter().map(|run| u64::from(run.pages)).sum();
@@ -70,6 +71,9 @@ impl Space {
         }
         self.queue_missing(shared, inner);
         inner.hidden = hidden(inner);
+        for range in inner.registered.iter().collect::<Vec<_>>() {
+            self.take_zeros(shared, inner, scratch, range);
+        }
         self.publish(shared, inner);
         true
     }

@@ -149,6 +149,11 @@ impl Shared {
         })
     }
 
+    /// Bytes of the staging area in every space, and of its trash area: a part for each worker and one for the supervisor.
+    pub fn staging_bytes(&self) -> u64 {
+        (self.workers + 1) as u64 * BATCH_PAGES as u64 * PAGE
+    }
+
     /// A number no other space has.
     pub fn next_id(&self) -> u64 {
         self.ids.fetch_add(1, Relaxed)

@@ -22,6 +22,7 @@ use tmem::{Key, ObjectId, PoolId, PoolKind, PoolOptions};
 
 use crate::agent::{Agent, Batch, InjectError};
 use crate::counters::add;
+use crate::fault::Scratch;
 use crate::pages::{Meta, PageHash, PageNumber, PageTable, Place, RangeSet};
 use crate::proc;
 use crate::ptrace;
@@ -62,7 +63,7 @@ pub struct Inner {
     pub pages: PageTable,
     /// Ranges registered with the userfaultfd.
     pub registered: RangeSet,
-    /// Staging and trash areas in the target: `BATCH_PAGES` per evictor.
+    /// Staging and trash areas in the target: `BATCH_PAGES` for each evictor, and as many for [`Space::take_zeros`].
     pub staging: u64,
     /// Where emptied staging pages go to be dropped without an event.
     pub trash: u64,
@@ -72,7 +73,7 @@ pub struct Inner {
     pub staged: HashMap<PageNumber, Staged, PageHash>,
     /// Staging slot -> page.
     pub slots: Vec<Option<PageNumber>>,
-    /// Runs of slots that must be emptied, per evictor.
+    /// Runs of slots that must be emptied, per part of the staging area.
     pub untrashed: Vec<Vec<Range<u32>>>,
     /// Pages on their way into the store: not to be evicted a second time before that is done.
     pub in_flight: HashSet<PageNumber, PageHash>,
@@ -222,7 +223,7 @@ impl Space {
         };
         let (trash_uffd, trash_number) = agent.new_uffd(shared.device.as_ref())?;
         trash_uffd.enable(feature::MOVE).map_err(|e| InjectError::Ours("enabling userfaultfd", e))?;
-        let bytes = shared.workers as u64 * BATCH_PAGES as u64 * PAGE;
+        let bytes = shared.staging_bytes();
         let staging = map_area(agent, bytes)?;
         let trash = map_area(agent, bytes)?;
         self.uffd.register(staging, bytes).map_err(|e| InjectError::Ours("registering staging", e))?;
@@ -232,7 +233,7 @@ impl Space {
         inner.staging = staging;
         inner.trash = trash;
         inner.slots = vec![None; shared.workers * BATCH_PAGES];
-        inner.untrashed = vec![Vec::new(); shared.workers];
+        inner.untrashed = vec![Vec::new(); shared.workers + 1];
         inner.numbers = (number, trash_number);
         inner.trash_uffd = Some(trash_uffd);
         inner.pagemap = Some(pagemap);
@@ -293,7 +294,7 @@ impl Space {
     /// is asked whether it is registered, and all of it counts only if no mapping of ours changed meanwhile.
     ///
     /// True if something new was found.
-    pub fn survey(&self, shared: &Shared, inner: &mut Inner) -> bool {
+    pub fn survey(&self, shared: &Shared, inner: &mut Inner, scratch: &mut Scratch) -> bool {
         let pid = self.pid.load(Relaxed);
         let own = inner.own_ranges(shared);
         let mut news = RangeSet::default();
@@ -323,6 +324,7 @@ impl Space {
             if self.probe(inner) == Probe::Quiet && inner.changes == changes {
                 found.iter().for_each(|&(start, end)| inner.registered.insert(start, end));
                 found.iter().for_each(|&(start, end)| self.queue_present(shared, inner, start, end));
+                found.iter().for_each(|&range| self.take_zeros(shared, inner, scratch, range));
                 break;
             }
         }
@@ -461,7 +463,7 @@ impl Inner {
 
     /// What of this address space is ours.
     fn own_ranges(&self, shared: &Shared) -> Vec<(u64, u64)> {
-        let bytes = shared.workers as u64 * BATCH_PAGES as u64 * PAGE;
+        let bytes = shared.staging_bytes();
         let mut out = vec![(self.tag, self.tag + PAGE)];
         if let Some(agent) = &self.agent {
             out.extend([agent.area(), (self.staging, self.staging + bytes), (self.trash, self.trash + bytes)]);

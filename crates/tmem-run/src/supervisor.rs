@@ -331,11 +331,13 @@ impl Supervisor {
             self.find_children();
             new = self.unmanaged();
         }
-        // While one gets its agent, the others could fill the rest of the budget several times.
-        let mut held: Vec<_> = new.iter().skip(1).map(|&pid| ptrace::hold_running(pid, 0)).collect();
+        // The largest first. While one gets its agent, the others could fill the rest of the budget several times.
+        new.sort_by_key(|pid| self.tree.processes[pid].anonymous);
+        let others = new.len().saturating_sub(1);
+        let mut held: Vec<_> = new[..others].iter().map(|&pid| ptrace::hold_running(pid, 0)).collect();
         while let Some(pid) = new.pop() {
-            drop(held.pop());
             let _ = self.take_charge(pid);
+            drop(held.pop());
         }
         for pid in self.tree.by_size() {
             let space = self.tree.processes.get(&pid).and_then(|p| p.space).and_then(|id| self.shared.space(id));
@@ -348,8 +350,8 @@ impl Supervisor {
             {
                 let anonymous = self.tree.processes[&pid].anonymous;
                 if inner.survey_is_due(anonymous) {
-                    let new = space.survey(&self.shared, &mut inner);
-                    if space.queue_hidden(&self.shared, &mut inner, anonymous) || new {
+                    let new = space.survey(&self.shared, &mut inner, &mut self.scratch);
+                    if space.queue_hidden(&self.shared, &mut inner, &mut self.scratch, anonymous) || new {
                         self.shared.found_more();
                     }
                     space.pump(&self.shared, &mut inner, &mut self.scratch);
@@ -375,7 +377,7 @@ impl Supervisor {
         let result = Space::manage(&self.shared, pid).map(|space| {
             self.shared.adopt(Arc::clone(&space));
             let mut inner = space.lock();
-            space.survey(&self.shared, &mut inner);
+            space.survey(&self.shared, &mut inner, &mut self.scratch);
             space.pump(&self.shared, &mut inner, &mut self.scratch);
             drop(inner);
             self.introduce(pid, &space);

@@ -232,6 +232,22 @@ pub struct Region {
 
 /// Fills `out` with the runs of present, non-zero pages in `[start, end)`; returns how many and where the scan ended.
 pub fn scan_present(pagemap: BorrowedFd<'_>, start: u64, end: u64, out: &mut [Region]) -> Result<(usize, u64), Errno> {
+    scan(pagemap, start, end, category::PFNZERO, out)
+}
+
+/// Fills `out` with the runs of pages in `[start, end)` that map the zero page; returns how many and where the scan ended.
+pub fn scan_zero(pagemap: BorrowedFd<'_>, start: u64, end: u64, out: &mut [Region]) -> Result<(usize, u64), Errno> {
+    scan(pagemap, start, end, 0, out)
+}
+
+/// Runs of present pages that are the zero page or, where `inverted` says so, are not.
+fn scan(
+    pagemap: BorrowedFd<'_>,
+    start: u64,
+    end: u64,
+    inverted: u64,
+    out: &mut [Region],
+) -> Result<(usize, u64), Errno> {
     let mut arg = [0_u64; 12];
     arg[0] = 96;
     arg[2] = start;
@@ -239,7 +255,7 @@ pub fn scan_present(pagemap: BorrowedFd<'_>, start: u64, end: u64, out: &mut [Re
     arg[5] = out.as_mut_ptr() as u64;
     arg[6] = out.len() as u64;
     arg[7] = 0; // max_pages: no limit
-    arg[8] = category::PFNZERO; // inverted: must be clear
+    arg[8] = inverted; // categories that must be clear
     arg[9] = category::PRESENT | category::PFNZERO; // mask
     arg[11] = category::PRESENT; // what to return
     // SAFETY: `arg` is a pm_scan_arg of 96 bytes whose vector points at `out`, both alive across the call.
