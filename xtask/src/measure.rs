@@ -70,7 +70,7 @@ pub struct Measured {
     pub complaint: String,
 }
 
-/// Runs `command` to its end and samples it on the way, calling `observe` with each sample.
+/// Runs `command` to its end and samples its memory on the way, calling `observe` with each sample.
 ///
 /// Processes that outlive the command are killed: they belong to nobody.
 ///
@@ -78,6 +78,25 @@ pub struct Measured {
 ///
 /// When the command cannot be started or we are interrupted; how the command ends is in the result.
 pub fn measure(command: &mut Command, timeout: Duration, mut observe: impl FnMut()) -> anyhow::Result<Measured> {
+    let mut peak = process_tree::Peak::default();
+    let measured = run(command, timeout, || {
+        peak.sample();
+        observe();
+    })?;
+    Ok(Measured { peak_ram_bytes: peak.bytes(), ..measured })
+}
+
+/// Runs `command` to its end and leaves it alone meanwhile: its time is its own, and its peak memory is not known. A look at
+/// the memory of several processes takes milliseconds in which none of them can change its mappings.
+///
+/// # Errors
+///
+/// As [`measure`].
+pub fn time(command: &mut Command, timeout: Duration) -> anyhow::Result<Measured> {
+    run(command, timeout, || ())
+}
+
+fn run(command: &mut Command, timeout: Duration, observe: impl FnMut()) -> anyhow::Result<Measured> {
     process_tree::adopt_orphans();
     let mut complaints = tempfile::tempfile().context("cannot create a temporary file")?;
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(complaints.try_clone()?);
@@ -87,11 +106,7 @@ pub fn measure(command: &mut Command, timeout: Duration, mut observe: impl FnMut
     let stdout = child.stdout.take().context("standard output was asked for")?;
     let hasher = std::thread::spawn(move || hash_all(stdout));
 
-    let mut peak = process_tree::Peak::default();
-    let watched = watch(pid, start, timeout, || {
-        peak.sample();
-        observe();
-    });
+    let watched = watch(pid, start, timeout, observe);
     if !matches!(watched, Ok(true)) {
         // SAFETY: sending a signal touches no memory of ours; the child is not reaped yet, so the number is still its.
         unsafe { libc::kill(pid, libc::SIGKILL) };
@@ -107,7 +122,7 @@ pub fn measure(command: &mut Command, timeout: Duration, mut observe: impl FnMut
         ending,
         elapsed_s: elapsed.as_secs_f64(),
         cpu_s: cpu.as_secs_f64(),
-        peak_ram_bytes: peak.bytes(),
+        peak_ram_bytes: 0,
         output_hash,
         complaint: tail(&mut complaints)?,
     })

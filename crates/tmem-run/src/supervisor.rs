@@ -51,6 +51,9 @@ pub struct Outcome {
     pub report: Report,
 }
 
+/// The longest time between two looks at what the programs hold.
+const PAUSE_MAX: Duration = Duration::from_millis(50);
+
 /// Processes smaller than this are not worth an agent.
 const MANAGED_BYTES_MIN: u64 = 1 << 20;
 
@@ -265,10 +268,15 @@ impl Supervisor {
         let total = self.sample();
         let limits = self.shared.limits;
         let near = total > limits.trigger;
-        // A new process can fill the budget before we know of it; looking costs at most a twentieth of one processor.
-        // A fork that was followed has a process that needs an agent now.
+        // Memory can grow by some 3 GB a second and processor: look again before the room to the trigger is gone.
+        let room = limits.trigger.saturating_sub(total);
+        let pause = Duration::from_micros((room / (6 << 10)).clamp(1_000, PAUSE_MAX.as_micros() as u64));
+        // A new process can fill the budget before we know of it; looking costs at most a twentieth of one processor, and a
+        // hundredth while there is room for what it could do meanwhile. A fork that was followed has a process that needs an
+        // agent now.
         let lost = self.shared.spaces().iter().any(|space| space.pid.load(Relaxed) == 0);
-        let interval = (self.refreshing * 20).clamp(Duration::from_millis(5), Duration::from_millis(50));
+        let interval = (self.refreshing * 100).min(pause).max(self.refreshing * 20);
+        let interval = interval.clamp(Duration::from_millis(5), Duration::from_millis(50));
         if lost || self.refreshed.elapsed() > interval {
             let start = Instant::now();
             if self.tree.refresh() && !self.released {
@@ -293,14 +301,12 @@ impl Supervisor {
         }
         self.watch_full(total);
         self.draw(total);
-        // Memory can grow by some 3 GB a second and processor: look again before the room to the trigger is gone.
-        let room = limits.trigger.saturating_sub(total);
-        Duration::from_micros((room / (6 << 10)).clamp(1_000, 10_000))
+        pause
     }
 
     fn sample(&mut self) -> u64 {
         let noted = self.shared.account.noted();
-        let targets = self.tree.sample();
+        let targets = self.tree.sample(self.shared.limits.trigger);
         let own = proc::anonymous_bytes(std::process::id() as i32).unwrap_or(0);
         let total = targets + own;
         self.shared.own.store(own, Relaxed);

@@ -115,14 +115,20 @@ impl Tree {
         changed
     }
 
-    /// Adds up the tree's memory: anonymous (shared pages once) and shared.
-    pub fn sample(&mut self) -> u64 {
+    /// Adds up the tree's memory: anonymous (shared pages once) and shared. It need not be exact while it is below `near`
+    /// however much is shared.
+    pub fn sample(&mut self, near: u64) -> u64 {
         for (&pid, process) in &mut self.processes {
             process.anonymous = if process.borrowed { 0 } else { proc::anonymous_bytes(pid).unwrap_or(0) };
         }
-        // Shares cost a walk over page tables: spend at most a twentieth of the time on them, or a quarter if they must have
-        // changed much.
-        let pause = if self.has_copied_much() { self.weighing * 4 } else { (self.weighing * 20).max(WEIGH_INTERVAL) };
+        // Shares cost a walk over page tables, which the program may have to wait for: spend a hundredth of the time on them
+        // while they decide nothing, else at most a twentieth, or a quarter if they must have changed much.
+        let at_most: u64 = self.processes.values().map(|p| p.anonymous + p.shmem).sum();
+        let pause = match () {
+            () if at_most < near => (self.weighing * 100).max(WEIGH_INTERVAL),
+            () if self.has_copied_much() => self.weighing * 4,
+            () => (self.weighing * 20).max(WEIGH_INTERVAL),
+        };
         if self.weighed.elapsed() > pause {
             let start = Instant::now();
             self.weigh_all();

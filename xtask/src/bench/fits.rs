@@ -2,8 +2,8 @@
 
 use clap::Args;
 
-use super::{Machine, run_natively, run_under_tmem};
-use crate::measure::median;
+use super::{Machine, TIMEOUT, natively, run_natively, under_tmem};
+use crate::measure::{median, time};
 use crate::project;
 use crate::table::{Table, mib};
 use crate::workloads;
@@ -19,7 +19,7 @@ pub struct FitsArgs {
     pairs: u32,
 }
 
-/// Runs pairs, native and under tmem with twice the native peak, and compares medians.
+/// Runs pairs, native and under tmem with twice the native peak, and compares medians. Memory is looked at only once, natively, to learn the peak.
 pub fn fits(args: &FitsArgs) -> anyhow::Result<()> {
     let chosen = workloads::select(&args.only)?;
     let tmem = project::build_tmem()?;
@@ -40,14 +40,14 @@ pub fn fits(args: &FitsArgs) -> anyhow::Result<()> {
         }
         let ram_bytes = 2 * warm.peak_ram_bytes + (64 << 20);
         let mut native = Vec::new();
-        let mut under_tmem = Vec::new();
+        let mut managed = Vec::new();
         for _ in 0..args.pairs {
-            native.push(run_natively(&command)?);
-            under_tmem.push(run_under_tmem(&tmem, ram_bytes, &command)?);
+            native.push(time(&mut natively(&command), TIMEOUT)?);
+            managed.push(time(&mut under_tmem(&tmem, ram_bytes, &command), TIMEOUT)?);
         }
-        let equal = under_tmem.iter().all(|run| run.ending == warm.ending && run.output_hash == warm.output_hash);
+        let equal = managed.iter().all(|run| run.ending == warm.ending && run.output_hash == warm.output_hash);
         let native_s = median(native.iter().map(|run| run.elapsed_s));
-        let tmem_s = median(under_tmem.iter().map(|run| run.elapsed_s));
+        let tmem_s = median(managed.iter().map(|run| run.elapsed_s));
         table.row(&[
             workload.name.to_owned(),
             mib(ram_bytes),

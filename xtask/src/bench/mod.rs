@@ -45,13 +45,23 @@ pub fn bench(bench: &Bench) -> anyhow::Result<()> {
 const TIMEOUT: Duration = Duration::from_secs(900);
 
 fn run_natively(command: &[String]) -> anyhow::Result<Measured> {
-    measure(Command::new(&command[0]).args(&command[1..]), TIMEOUT, || ())
+    measure(&mut natively(command), TIMEOUT, || ())
 }
 
 fn run_under_tmem(tmem: &Path, ram_bytes: u64, command: &[String]) -> anyhow::Result<Measured> {
+    measure(&mut under_tmem(tmem, ram_bytes, command), TIMEOUT, || ())
+}
+
+fn natively(command: &[String]) -> Command {
+    let mut native = Command::new(&command[0]);
+    native.args(&command[1..]);
+    native
+}
+
+fn under_tmem(tmem: &Path, ram_bytes: u64, command: &[String]) -> Command {
     let mut tmem = Command::new(tmem);
     tmem.arg("run").arg(format!("--ram={ram_bytes}")).arg("--").args(command);
-    measure(&mut tmem, TIMEOUT, || ())
+    tmem
 }
 
 /// The machine that the figures are from, to be printed with them.
