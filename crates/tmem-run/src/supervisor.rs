@@ -268,8 +268,9 @@ impl Supervisor {
         let total = self.sample();
         let limits = self.shared.limits;
         let near = total > limits.trigger;
-        // Memory can grow by some 3 GB a second and processor: look again before the room to the trigger is gone.
-        let room = limits.trigger.saturating_sub(total);
+        // Memory can grow by some 3 GB a second and processor: look again before the room to the trigger is gone. What is
+        // shared may not be any more.
+        let room = limits.trigger.saturating_sub(total.max(self.tree.at_most()));
         let pause = Duration::from_micros((room / (6 << 10)).clamp(1_000, PAUSE_MAX.as_micros() as u64));
         // A new process can fill the budget before we know of it; looking costs at most a twentieth of one processor, and a
         // hundredth while there is room for what it could do meanwhile. A fork that was followed has a process that needs an

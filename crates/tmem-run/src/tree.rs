@@ -123,9 +123,8 @@ impl Tree {
         }
         // Shares cost a walk over page tables, which the program may have to wait for: spend a hundredth of the time on them
         // while they decide nothing, else at most a twentieth, or a quarter if they must have changed much.
-        let at_most: u64 = self.processes.values().map(|p| p.anonymous + p.shmem).sum();
         let pause = match () {
-            () if at_most < near => (self.weighing * 100).max(WEIGH_INTERVAL),
+            () if self.at_most() < near => (self.weighing * 100).max(WEIGH_INTERVAL),
             () if self.has_copied_much() => self.weighing * 4,
             () => (self.weighing * 20).max(WEIGH_INTERVAL),
         };
@@ -135,6 +134,11 @@ impl Tree {
             (self.weighing, self.weighed) = (start.elapsed(), Instant::now());
         }
         self.processes.values().map(|p| (p.anonymous as f64 * p.share) as u64 + p.shmem).sum()
+    }
+
+    /// Adds up the tree's memory as if nothing were shared.
+    pub fn at_most(&self) -> u64 {
+        self.processes.values().map(|p| p.anonymous + p.shmem).sum()
     }
 
     /// Whether relatives may have copied many shared pages since they were weighed. That shows in no counter but that of
