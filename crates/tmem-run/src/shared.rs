@@ -26,6 +26,9 @@ pub const BATCH_PAGES: usize = 256;
 /// over targets and store together. So the store's own limit is out of reach.
 const STORE_BUDGET_FACTOR: u64 = 64;
 
+/// See [`Shared::raise_floor`].
+const EXCESS_BYTES: u64 = 24 << 20;
+
 /// Smallest budget that leaves a program something beside the supervisor's own memory.
 pub const RAM_BYTES_MIN: u64 = 12 << 20;
 
@@ -207,9 +210,18 @@ impl Shared {
         self.account.estimate().saturating_sub(self.own.load(Relaxed)) < self.floor.load(Relaxed)
     }
 
-    /// Leaves more with the programs: what they need does not fit the budget even compressed.
+    /// Leaves more with the programs: what they need does not fit the budget even compressed. If it fits in a twentieth and
+    /// [`EXCESS_BYTES`] more, they get no more than that: rather slow than far over the budget.
     pub fn raise_floor(&self) {
-        self.floor.fetch_add(floor_of(self.limits.ram), Relaxed);
+        let (ram, own) = (self.limits.ram, self.own.load(Relaxed));
+        let excess = ram + ram / 20 + EXCESS_BYTES;
+        let stats = self.store.stats();
+        let packed = |bytes: u64| bytes as f64 * stats.memory_bytes as f64 / stats.original_bytes.max(1) as f64;
+        let resident = self.account.estimate().saturating_sub(own);
+        let least = own + floor_of(ram) + packed(resident.saturating_sub(floor_of(ram))) as u64;
+        let most = if least < excess { excess - own } else { u64::MAX };
+        let floor = self.floor.load(Relaxed);
+        self.floor.store((floor + floor_of(ram)).min(most), Relaxed);
     }
 
     /// Leaves as little with the programs as at the beginning.
