@@ -84,6 +84,7 @@ torture! {
     unmap_hole(128, 6) in 72;
     uring(128, 4) in 72;
     vm_readv(128, 4) in 72;
+    zero_drop(96, 10) in 72;
 }
 
 #[test]

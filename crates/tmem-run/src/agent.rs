@@ -75,6 +75,13 @@ impl Batch {
         (self.call(number, args), at)
     }
 
+    /// Adds a MOVE of `bytes` on the userfaultfd that has this number in the target, waking nobody; gives the place of the
+    /// call and of its words, the last of which says how many bytes were moved.
+    pub fn move_pages(&mut self, uffd: u64, to: u64, from: u64, bytes: u64, mode: u64) -> (usize, usize) {
+        let words = [to, from, bytes, sys::MOVE_MODE_DONTWAKE | mode, 0];
+        self.call_with(libc::SYS_ioctl, [uffd, sys::UFFDIO_MOVE, 0, 0, 0, 0], 2, &words)
+    }
+
     /// True if no call was added.
     pub fn is_empty(&self) -> bool {
         self.calls.is_empty()

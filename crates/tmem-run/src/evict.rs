@@ -140,8 +140,7 @@ impl Evictor {
         }
         let mut batch = Batch::default();
         let trash = self.empty_staging(shared, &inner, &mut batch);
-        if inner.agent.as_ref().is_none_or(|a| a.call(&mut batch).is_err()) {
-            inner.agent = None;
+        if !inner.call_agent(&mut batch) {
             return;
         }
         inner.untrashed[self.worker] = not_dropped(trash, &batch);
@@ -185,14 +184,11 @@ impl Evictor {
                 let advice = libc::MADV_POPULATE_WRITE as u64;
                 batch.call(libc::SYS_madvise, [run.start * PAGE, pages * PAGE, advice, 0, 0, 0]);
             }
-            let words = [inner.slot_address(slot), run.start * PAGE, pages * PAGE, sys::MOVE_MODE_DONTWAKE, 0];
-            let ioctl = [inner.numbers.0, sys::UFFDIO_MOVE, 0, 0, 0, 0];
-            moves.push((batch.call_with(libc::SYS_ioctl, ioctl, 2, &words), slot));
+            let (to, from) = (inner.slot_address(slot), run.start * PAGE);
+            moves.push((batch.move_pages(inner.numbers.0, to, from, pages * PAGE, 0), slot));
             slot += pages as u32;
         }
-        if inner.agent.as_ref().is_none_or(|a| a.call(&mut batch).is_err()) {
-            // The process ended or became another program; the supervisor finds out which.
-            inner.agent = None;
+        if !inner.call_agent(&mut batch) {
             return false;
         }
         inner.untrashed[self.worker] = not_dropped(trash, &batch);
@@ -380,10 +376,9 @@ pub fn add_trash(inner: &Inner, part: usize, batch: &mut Batch) -> Vec<(Range<u3
     let mut calls = Vec::new();
     for slots in &inner.untrashed[part] {
         let (at, bytes) = (u64::from(slots.start) * PAGE, slots.len() as u64 * PAGE);
-        let mode = sys::MOVE_MODE_DONTWAKE | MODE_ALLOW_SRC_HOLES;
-        let words = [inner.trash + at, inner.staging + at, bytes, mode, 0];
-        let ioctl = [inner.numbers.1, sys::UFFDIO_MOVE, 0, 0, 0, 0];
-        calls.push((slots.clone(), batch.call_with(libc::SYS_ioctl, ioctl, 2, &words).0));
+        let (to, from) = (inner.trash + at, inner.staging + at);
+        let (call, _) = batch.move_pages(inner.numbers.1, to, from, bytes, MODE_ALLOW_SRC_HOLES);
+        calls.push((slots.clone(), call));
         batch.call(libc::SYS_madvise, [inner.trash + at, bytes, libc::MADV_DONTNEED as u64, 0, 0, 0]);
     }
     calls
@@ -469,7 +464,7 @@ fn return_home(shared: &Shared, space: &Space, inner: &mut Inner, page: PageNumb
 }
 
 /// Notes that a staged page is in the store now.
-fn stored(inner: &mut Inner, page: PageNumber, epoch: u16, small: bool) {
+pub fn stored(inner: &mut Inner, page: PageNumber, epoch: u16, small: bool) {
     inner.unstage(page);
     let meta = inner.pages.get(page);
     inner.pages.set(page, meta.at(Place::Stored).with_epoch(epoch).small(small));

@@ -430,6 +430,15 @@ impl Inner {
         false
     }
 
+    /// Has the agent run a batch. False if it is gone: the process ended or became another program; the supervisor finds out
+    /// which.
+    pub fn call_agent(&mut self, batch: &mut Batch) -> bool {
+        if self.agent.as_ref().is_none_or(|agent| agent.call(batch).is_err()) {
+            self.agent = None;
+        }
+        self.agent.is_some()
+    }
+
     /// Key of a page in the store.
     pub fn key(&self, page: PageNumber) -> Key {
         Key { pool: self.pool, object: object(page), index: index(page) }

@@ -11,7 +11,7 @@ use crate::agent::{Agent, Batch};
 use crate::counters::add;
 use crate::evict::{self, MESSAGE_PAGES_MAX};
 use crate::fault::Scratch;
-use crate::pages::{PageNumber, Place};
+use crate::pages::PageNumber;
 use crate::shared::{BATCH_PAGES, Shared};
 use crate::space::{Inner, Space};
 use crate::sys::{self, PAGE, Region};
@@ -31,12 +31,15 @@ impl Space {
     /// Takes the zero pages of a registered range out, as far as nothing comes in between; serves faults meanwhile.
     pub fn take_zeros(&self, shared: &Shared, inner: &mut Inner, scratch: &mut Scratch, (start, end): (u64, u64)) {
         let mut regions = [Region::default(); 256];
+        // Mappings that changed are left to the next look. Not only may the range be gone: a page that was written since, and
+        // that a `madvise` is about to drop, must not be kept.
+        let changes = inner.changes;
         let mut at = start;
         while at < end {
             let Some(pagemap) = &inner.pagemap else { return };
             let Ok((found, next)) = sys::scan_zero(pagemap.as_fd(), at, end, &mut regions) else { return };
             for message in pieces(&regions[..found]) {
-                if !self.take_pieces(shared, inner, &message) {
+                if inner.changes != changes || !self.take_pieces(shared, inner, &message) {
                     return;
                 }
                 self.pump(shared, inner, scratch);
@@ -50,19 +53,17 @@ impl Space {
 
     /// One message. False if there should be no further one.
     fn take_pieces(&self, shared: &Shared, inner: &mut Inner, message: &[Piece]) -> bool {
-        // What a slot holds must be what is moved there now, and only a page that still is where it was seen may move.
+        // What a slot holds must be what is moved there now.
         let area = shared.workers;
-        let registered = |p: &Piece| inner.registered.gaps(p.page * PAGE, (p.page + p.pages) * PAGE).is_empty();
-        if inner.dead || !inner.untrashed[area].is_empty() || !message.iter().all(registered) {
+        if inner.dead || !inner.untrashed[area].is_empty() {
             return false;
         }
         let base = inner.staging + (area * BATCH_PAGES) as u64 * PAGE;
         let mut batch = Batch::default();
         for piece in message {
-            let words = [base + piece.slot * PAGE, piece.page * PAGE, piece.pages * PAGE, sys::MOVE_MODE_DONTWAKE, 0];
-            batch.call_with(libc::SYS_ioctl, [inner.numbers.0, sys::UFFDIO_MOVE, 0, 0, 0, 0], 2, &words);
+            batch.move_pages(inner.numbers.0, base + piece.slot * PAGE, piece.page * PAGE, piece.pages * PAGE, 0);
         }
-        if !call(inner, &mut batch) {
+        if !inner.call_agent(&mut batch) {
             return false;
         }
         if !self.keep_written(shared, inner, base, message) {
@@ -74,7 +75,7 @@ impl Space {
         inner.untrashed[area].push(first..first + used);
         let mut batch = Batch::default();
         let trash = evict::add_trash(inner, area, &mut batch);
-        if !call(inner, &mut batch) {
+        if !inner.call_agent(&mut batch) {
             return false;
         }
         inner.untrashed[area] = evict::not_dropped(trash, &batch);
@@ -89,7 +90,6 @@ impl Space {
         let Ok((found, _)) = sys::scan_present(pagemap.as_fd(), base, end, &mut regions) else { return false };
         let agent = inner.agent.as_ref().map_or(0, Agent::tid);
         let mut contents = [0; PAGE as usize];
-        let epoch = shared.evicted(0);
         for slot in regions[..found].iter().flat_map(|r| (r.start - base) / PAGE..(r.end - base) / PAGE) {
             let Some(piece) = message.iter().find(|p| (p.slot..p.slot + p.pages).contains(&slot)) else { return false };
             let page = piece.page + slot - piece.slot;
@@ -98,8 +98,7 @@ impl Space {
             {
                 return false;
             }
-            let meta = inner.pages.get(page);
-            inner.pages.set(page, meta.at(Place::Stored).with_epoch(epoch).small(false));
+            evict::stored(inner, page, shared.evicted(1), false);
             add(&shared.counters.pages_evicted, 1);
         }
         true
@@ -123,15 +122,6 @@ fn pieces(regions: &[Region]) -> Vec<Vec<Piece>> {
         }
     }
     out
-}
-
-/// Has the agent run a batch; without an agent there is nobody who could.
-fn call(inner: &mut Inner, batch: &mut Batch) -> bool {
-    if inner.agent.as_ref().is_none_or(|agent| agent.call(batch).is_err()) {
-        inner.agent = None;
-        return false;
-    }
-    true
 }
 
 #[cfg(test)]
