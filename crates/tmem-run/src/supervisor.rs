@@ -270,7 +270,7 @@ impl Supervisor {
         let near = total > limits.trigger;
         // Memory can grow by some 3 GB a second and processor: look again before the room to the trigger is gone. What is
         // shared may not be any more.
-        let room = limits.trigger.saturating_sub(total.max(self.tree.at_most()));
+        let room = limits.trigger.saturating_sub(self.tree.at_most() + self.shared.own.load(Relaxed));
         let pause = Duration::from_micros((room / (6 << 10)).clamp(1_000, PAUSE_MAX.as_micros() as u64));
         // A new process can fill the budget before we know of it; looking costs at most a twentieth of one processor, and a
         // hundredth while there is room for what it could do meanwhile. A fork that was followed has a process that needs an
@@ -307,8 +307,8 @@ impl Supervisor {
 
     fn sample(&mut self) -> u64 {
         let noted = self.shared.account.noted();
-        let targets = self.tree.sample(self.shared.limits.trigger);
         let own = proc::anonymous_bytes(std::process::id() as i32).unwrap_or(0);
+        let targets = self.tree.sample(self.shared.limits.trigger.saturating_sub(own));
         let total = targets + own;
         self.shared.own.store(own, Relaxed);
         self.shared.account.sample(total, noted);

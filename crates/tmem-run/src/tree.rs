@@ -123,10 +123,12 @@ impl Tree {
         }
         // Shares cost a walk over page tables, which the program may have to wait for: spend a hundredth of the time on them
         // while they decide nothing, else at most a twentieth, or a quarter if they must have changed much.
-        let pause = match () {
-            () if self.at_most() < near => (self.weighing * 100).max(WEIGH_INTERVAL),
-            () if self.has_copied_much() => self.weighing * 4,
-            () => (self.weighing * 20).max(WEIGH_INTERVAL),
+        let pause = if self.at_most() < near {
+            (self.weighing * 100).max(WEIGH_INTERVAL)
+        } else if self.has_copied_much() {
+            self.weighing * 4
+        } else {
+            (self.weighing * 20).max(WEIGH_INTERVAL)
         };
         if self.weighed.elapsed() > pause {
             let start = Instant::now();

@@ -19,7 +19,8 @@ pub struct FitsArgs {
     pairs: u32,
 }
 
-/// Runs pairs, native and under tmem with twice the native peak, and compares medians. Memory is looked at only once, natively, to learn the peak.
+/// Runs pairs, native and under tmem with twice the native peak, and compares medians. Memory is looked at only once,
+/// natively, to learn the peak.
 pub fn fits(args: &FitsArgs) -> anyhow::Result<()> {
     let chosen = workloads::select(&args.only)?;
     let tmem = project::build_tmem()?;
