@@ -6,12 +6,12 @@
 //!
 //! Who may touch what is not decided here. The invariant, upheld by `alloc` and `store`: the bytes of a zpage are
 //! written once, before any word of the index names them, and are not touched again until no word names them and
-//! no reader holds the lock of such a word. Only the two header words of a zpage change while it lives, and they are
+//! no reader holds the lock of such a word. Only the header words of a zpage change while it lives, and they are
 //! atomics.
 
 use std::io;
 use std::ptr::NonNull;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::AtomicU32;
 
 use crate::error::{Error, ErrorKind};
 use crate::page::PAGE_SIZE;
@@ -93,12 +93,12 @@ impl Frames {
         unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), target, bytes.len()) };
     }
 
-    /// The 64-bit word at `offset`, which must be a multiple of eight.
-    pub(crate) fn word(&self, offset: usize) -> &AtomicU64 {
-        assert!(offset.is_multiple_of(8), "unaligned word at {offset}");
-        let word = self.at(offset, 8);
+    /// The 32-bit word at `offset`, which must be a multiple of four.
+    pub(crate) fn word(&self, offset: usize) -> &AtomicU32 {
+        assert!(offset.is_multiple_of(4), "unaligned word at {offset}");
+        let word = self.at(offset, 4);
         // SAFETY: in bounds and aligned; header words are only ever accessed as atomics.
-        unsafe { AtomicU64::from_ptr(word.cast()) }
+        unsafe { AtomicU32::from_ptr(word.cast()) }
     }
 
     /// Brings `count` frames into memory at once, which takes a third of the time of as many page faults. A kernel that

@@ -161,7 +161,7 @@ impl Rows {
 impl Chunk {
     fn new() -> Self {
         let row = |at: usize| Row {
-            handle: Handle(0),
+            handle: Handle::untagged(0),
             words: 0,
             next_free: if at + 1 < CHUNK { at as u16 + 1 } else { NO_ROW },
         };
@@ -178,15 +178,16 @@ mod tests {
     fn rows_come_back_and_chunks_go_back() {
         let budget = Budget::new(1 << 30);
         let table = SharedTable::new();
-        let rows: Vec<u32> = (0..1000u64).map(|i| write(table.part(3)).add(3, Handle(i * 8), 2, &budget)).collect();
+        let rows: Vec<u32> =
+            (0..1000u64).map(|i| write(table.part(3)).add(3, Handle::untagged(i * 8), 2, &budget)).collect();
         assert!(budget.used() >= 1000 * size_of::<Row>() as u64);
         for (i, row) in rows.iter().enumerate() {
             assert_eq!(row % PARTS, 3);
-            assert_eq!(read(table.part(*row)).handle(*row), Handle(i as u64 * 8));
+            assert_eq!(read(table.part(*row)).handle(*row), Handle::untagged(i as u64 * 8));
             assert_eq!(table.remove_word(*row, &budget), None);
         }
         for (i, row) in rows.iter().enumerate() {
-            assert_eq!(table.remove_word(*row, &budget), Some(Handle(i as u64 * 8)));
+            assert_eq!(table.remove_word(*row, &budget), Some(Handle::untagged(i as u64 * 8)));
             assert_eq!(read(table.part(*row)).find(*row), None);
         }
         assert!(budget.used() < 1000);

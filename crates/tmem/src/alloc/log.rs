@@ -4,14 +4,14 @@
 //! longer, and a segment of one class can be dropped or kept as a whole. A frame whose last zpage has gone is dead. Dead
 //! frames are given back in batches, or used again without a page fault when their whole segment is reopened.
 //!
-//! Zpages start at multiples of eight, so that the first word of a header never lies across two frames: whoever walks a
+//! Zpages start at multiples of four, so that the first word of a header never lies across two frames: whoever walks a
 //! frame that holds at least one live zpage can read the length of every zpage that starts in it, dead ones too.
 
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use super::header::{DEAD, HEADER_BYTES, Header, USED, zpage_bytes};
+use super::header::{self, ALIGN, DEAD, HEADER_BYTES, Header, USED, zpage_bytes};
 use super::segment::{FRAMES, NO_START, SEGMENT_BYTES, Segment, State};
 use super::{Allocator, Class, FrameId, Handle, NewZpage, NoRoom, Owner, Tenant, Tenants, Usage, Zpage};
 use crate::budget::{Budget, Purpose};
@@ -66,7 +66,7 @@ impl Log {
     }
 
     fn header(&self, handle: Handle) -> Header {
-        Header(self.frames.word(handle.0 as usize).load(Relaxed))
+        Header::read(&self.frames, handle.offset())
     }
 
     /// Room for a zpage of `len` bytes at a head. The caller holds the books.
@@ -85,7 +85,7 @@ impl Log {
         }
         books.usage.live_bytes += len as u64;
         books.usage.zpages += 1;
-        Ok(Handle((number as usize * SEGMENT_BYTES + start) as u64))
+        Ok(Handle::at(number as usize * SEGMENT_BYTES + start))
     }
 
     /// Sees to it that the frames for `len` more bytes are paid for.
@@ -198,7 +198,7 @@ impl Log {
     fn remove(&self, books: &mut Books, handle: Handle, header: Header) {
         let (number, start) = split(handle);
         let len = header.zpage_bytes();
-        self.frames.word(handle.0 as usize).fetch_or(DEAD, Relaxed);
+        Header::mark(&self.frames, handle.offset(), DEAD);
         let segment = &mut books.segments[number as usize];
         let died = segment.remove(start, len);
         if segment.live == 0 && segment.state == State::Closed {
@@ -220,10 +220,10 @@ impl Log {
         if segment.live_in[frame] == 0 || segment.first_in[frame] == NO_START {
             return;
         }
-        let mut at = frame * PAGE_SIZE + segment.first_in[frame] as usize * 8;
+        let mut at = frame * PAGE_SIZE + segment.first_in[frame] as usize * ALIGN;
         let end = ((frame + 1) * PAGE_SIZE).min(segment.end as usize);
         while at < end {
-            let header = self.header(Handle((number as usize * SEGMENT_BYTES + at) as u64));
+            let header = Header::read_first(&self.frames, number as usize * SEGMENT_BYTES + at);
             with(at, header);
             at += header.zpage_bytes();
         }
@@ -277,9 +277,8 @@ impl Allocator for Log {
         let mut books = lock(&self.books);
         let handle = self.place(&mut books, head_of(class, false), zpage_bytes(payload_bytes), purpose)?;
         books.usage.payload_bytes += payload_bytes as u64;
-        let at = handle.0 as usize;
-        self.frames.word(at).store(Header::of(zpage).0, Relaxed);
-        self.frames.word(at + 8).store(zpage.owner.0, Relaxed);
+        let at = handle.offset();
+        Header::of(zpage).write(&self.frames, at);
         let ahead = self.plan_ahead(&mut books, handle);
         // The copy needs no lock: whoever walks the frame reads only the header, and moves nothing that no word names.
         drop(books);
@@ -293,14 +292,9 @@ impl Allocator for Log {
     }
 
     fn read<R>(&self, handle: Handle, used: bool, with: impl FnOnce(Zpage<'_>) -> R) -> R {
-        let header = self.header(handle);
-        if used && !header.is(USED) {
-            self.frames.word(handle.0 as usize).fetch_or(USED, Relaxed);
-        }
-        let at = handle.0 as usize + HEADER_BYTES;
-        // SAFETY: the zpage lives during the call, as the trait demands of callers, and live payloads do not change.
-        let payload = unsafe { self.frames.slice(at, header.payload_bytes()) };
-        with(Zpage { encoding: header.encoding(), check: header.check(), payload })
+        let at = handle.offset();
+        // SAFETY: the zpage lives during the call, as the trait demands of callers.
+        unsafe { header::show((&self.frames, at), (&self.frames, at + HEADER_BYTES), used, with) }
     }
 
     fn payload_bytes(&self, handle: Handle) -> u32 {
@@ -318,10 +312,8 @@ impl Allocator for Log {
         let class = books.segments[split(handle).0 as usize].class;
         let target = self.place(&mut books, head_of(class, true), header.zpage_bytes(), Purpose::Move)?;
         books.usage.payload_bytes += header.payload_bytes() as u64;
-        let (from, to) = (handle.0 as usize, target.0 as usize);
-        let owner = self.frames.word(from + 8).load(Relaxed);
-        self.frames.word(to).store(header.0 & !USED, Relaxed);
-        self.frames.word(to + 8).store(owner, Relaxed);
+        let (from, to) = (handle.offset(), target.offset());
+        header.without(USED).write(&self.frames, to);
         drop(books);
         // SAFETY: the zpage lives during the call, as the trait demands of callers, and live payloads do not change.
         let payload = unsafe { self.frames.slice(from + HEADER_BYTES, header.payload_bytes()) };
@@ -332,7 +324,7 @@ impl Allocator for Log {
     }
 
     fn set_owner(&self, handle: Handle, owner: Owner) {
-        self.frames.word(handle.0 as usize + 8).store(owner.0, Relaxed);
+        Header::set_owner(&self.frames, handle.offset(), owner);
     }
 
     fn sparse_frame(&self, live_bytes_max: usize) -> Option<FrameId> {
@@ -386,10 +378,10 @@ impl Allocator for Log {
                 if header.is(DEAD) || !reaches {
                     return;
                 }
-                let handle = Handle((number as usize * SEGMENT_BYTES + at) as u64);
+                let handle = Handle::at(number as usize * SEGMENT_BYTES + at);
                 tenants.push(Tenant {
                     handle,
-                    owner: Owner(self.frames.word(handle.0 as usize + 8).load(Relaxed)),
+                    owner: self.header(handle).owner(),
                     class: segment.class,
                     used: header.is(USED),
                 });
@@ -420,7 +412,7 @@ fn head_of(class: Class, moved: bool) -> usize {
 }
 
 fn split(handle: Handle) -> (u32, usize) {
-    let at = handle.0 as usize;
+    let at = handle.offset();
     ((at / SEGMENT_BYTES) as u32, at % SEGMENT_BYTES)
 }
 

@@ -17,18 +17,46 @@ mod zsmalloc;
 
 pub use any::AllocatorKind;
 pub(crate) use any::AnyAllocator;
-pub(crate) use header::HEADER_BYTES;
+pub(crate) use header::{HEADER_BYTES, OWNER_BITS};
 use log::Log;
-use striped::Striped;
+use striped::{HANDLE_SHIFT, Striped};
 pub(crate) use striped::{PART_BYTES_MAX, PARTS_MAX};
 use zsmalloc::Zsmalloc;
 
 use crate::budget::Purpose;
 use crate::codec::Encoding;
 
-/// Where a zpage is: its offset in bytes, a multiple of eight, so that the low bits are free for the index's tag.
+/// Where a zpage is, as its allocator says it. The low [`TAG_BITS`](Handle::TAG_BITS) are zero, kept free for the tag of
+/// the index.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Handle(pub(crate) u64);
+pub(crate) struct Handle(u64);
+
+impl Handle {
+    /// Low bits that no allocator uses.
+    pub(crate) const TAG_BITS: u32 = 3;
+
+    /// The handle of what lies at an offset in bytes, a multiple of four.
+    fn at(offset: usize) -> Self {
+        debug_assert!(offset.is_multiple_of(4));
+        Self((offset as u64) << 1)
+    }
+
+    fn offset(self) -> usize {
+        debug_assert_eq!(self.0 >> HANDLE_SHIFT, 0, "a handle of another part");
+        (self.0 >> 1) as usize
+    }
+
+    /// The handle in a tagged word, whatever its tag.
+    pub(crate) fn untagged(word: u64) -> Self {
+        Self(word >> Self::TAG_BITS << Self::TAG_BITS)
+    }
+
+    /// The handle with a tag of at most [`TAG_BITS`](Handle::TAG_BITS).
+    pub(crate) fn tagged(self, tag: u64) -> u64 {
+        debug_assert!(tag >> Self::TAG_BITS == 0 && self.0.trailing_zeros() >= Self::TAG_BITS);
+        self.0 | tag
+    }
+}
 
 /// The place whose word names a zpage, as its header says it. See `index` for the meaning of the bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,8 +106,8 @@ pub(crate) struct Tenant {
     pub(crate) used: bool,
 }
 
-/// The most zpages that can touch one frame: the smallest take 24 bytes, and one may reach in from the frame before.
-pub(crate) const TENANTS_MAX: usize = crate::page::PAGE_SIZE / 24 + 2;
+/// The most zpages that can touch one frame: the smallest take 20 bytes, and one may reach in from the frame before.
+pub(crate) const TENANTS_MAX: usize = crate::page::PAGE_SIZE / 20 + 2;
 
 /// The tenants of a frame, in place: emptying a frame allocates nothing.
 pub(crate) struct Tenants {

@@ -37,7 +37,7 @@ pub(super) struct Segment {
     pub(super) dead: u64,
     /// Live bytes per frame.
     pub(super) live_in: [u16; FRAMES],
-    /// Offset in the frame, in units of eight bytes, of the first zpage that starts there, alive or not.
+    /// Offset in the frame, in units of four bytes, of the first zpage that starts there, alive or not.
     pub(super) first_in: [u16; FRAMES],
 }
 
@@ -106,7 +106,7 @@ impl Segment {
         debug_assert!(start + len <= SEGMENT_BYTES);
         let frame = start / PAGE_SIZE;
         if self.first_in[frame] == NO_START {
-            self.first_in[frame] = (start % PAGE_SIZE / 8) as u16;
+            self.first_in[frame] = (start % PAGE_SIZE / 4) as u16;
         }
         self.end += len as u32;
         self.live += len as u32;
@@ -171,7 +171,7 @@ mod tests {
         assert_eq!(segment.live_in[..2], [4096, 104]);
         assert_eq!(segment.first_in[..2], [0, NO_START]);
         assert_eq!(segment.append(24), 4200);
-        assert_eq!(segment.first_in[1], 13);
+        assert_eq!(segment.first_in[1], 26);
         assert_eq!(segment.remove(0, 4000), 0);
         assert_eq!(segment.remove(4000, 200), 1, "the first frame is passed and empty");
         assert_eq!(segment.remove(4200, 24), 0, "the second frame is still being filled");

@@ -11,7 +11,7 @@ use crate::budget::Purpose;
 use crate::threads::thread_number;
 
 pub(crate) const PARTS_MAX: usize = 4;
-const HANDLE_SHIFT: u32 = 44;
+pub(super) const HANDLE_SHIFT: u32 = 44;
 const FRAME_SHIFT: u32 = 30;
 /// Bytes that one part can address.
 pub(crate) const PART_BYTES_MAX: usize = 1 << 42;

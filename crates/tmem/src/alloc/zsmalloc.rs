@@ -13,7 +13,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use super::header::{HEADER_BYTES, Header, USED, zpage_bytes};
+use super::header::{self, HEADER_BYTES, Header, USED, zpage_bytes};
 use super::size_class::{SIZES, SizeClass, class_of};
 use super::{Allocator, Class, FrameId, Handle, NewZpage, NoRoom, Owner, Tenant, Tenants, Usage, Zpage};
 use crate::budget::{Budget, Purpose};
@@ -131,7 +131,7 @@ impl Zsmalloc {
     }
 
     fn header(&self, handle: Handle) -> Header {
-        Header(self.frames.word(handle.0 as usize).load(Relaxed))
+        Header::read(&self.frames, handle.offset())
     }
 
     /// A slot in the fullest zspage of the class that has one free; with `beside`, not in that zspage and in none that is empty.
@@ -171,7 +171,7 @@ impl Zsmalloc {
         books.usage.live_bytes += size.share_bytes();
         books.usage.zpages += 1;
         books.file(id, class);
-        Ok(Handle((segment * SEGMENT_BYTES + size.offset(zspage, slot)) as u64))
+        Ok(Handle::at(segment * SEGMENT_BYTES + size.offset(zspage, slot)))
     }
 
     /// Cuts a free segment into zspages and says which comes first.
@@ -275,7 +275,7 @@ impl Books {
     }
 
     fn slot(&self, handle: Handle) -> SlotAt {
-        let at = handle.0 as usize;
+        let at = handle.offset();
         let (segment, offset) = (at / SEGMENT_BYTES, at % SEGMENT_BYTES);
         let class = self.segments[segment].class;
         let (zspage, slot) = size_of_class(class).slot_at(offset);
@@ -344,9 +344,8 @@ impl Allocator for Zsmalloc {
         let mut books = lock(&self.books);
         let handle = self.place(&mut books, number(class, zpage_bytes(zpage.payload.len())), purpose, None)?;
         books.usage.payload_bytes += zpage.payload.len() as u64;
-        let at = handle.0 as usize;
-        self.frames.word(at).store(Header::of(zpage).0, Relaxed);
-        self.frames.word(at + 8).store(zpage.owner.0, Relaxed);
+        let at = handle.offset();
+        Header::of(zpage).write(&self.frames, at);
         // The copy needs no lock: whoever looks at the slot reads only the header, and moves nothing that no word names.
         drop(books);
         // SAFETY: the slot was booked just now, and no word names it yet.
@@ -355,14 +354,9 @@ impl Allocator for Zsmalloc {
     }
 
     fn read<R>(&self, handle: Handle, used: bool, with: impl FnOnce(Zpage<'_>) -> R) -> R {
-        let header = self.header(handle);
-        if used && !header.is(USED) {
-            self.frames.word(handle.0 as usize).fetch_or(USED, Relaxed);
-        }
-        let at = handle.0 as usize + HEADER_BYTES;
-        // SAFETY: the zpage lives during the call, as the trait demands of callers, and live payloads do not change.
-        let payload = unsafe { self.frames.slice(at, header.payload_bytes()) };
-        with(Zpage { encoding: header.encoding(), check: header.check(), payload })
+        let at = handle.offset();
+        // SAFETY: the zpage lives during the call, as the trait demands of callers.
+        unsafe { header::show((&self.frames, at), (&self.frames, at + HEADER_BYTES), used, with) }
     }
 
     fn payload_bytes(&self, handle: Handle) -> u32 {
@@ -386,10 +380,8 @@ impl Allocator for Zsmalloc {
         let source = (at.segment * FRAMES + at.zspage) as u32;
         let target = self.place(&mut books, at.class, Purpose::Move, Some(source))?;
         books.usage.payload_bytes += header.payload_bytes() as u64;
-        let (from, to) = (handle.0 as usize, target.0 as usize);
-        let owner = self.frames.word(from + 8).load(Relaxed);
-        self.frames.word(to).store(header.0 & !USED, Relaxed);
-        self.frames.word(to + 8).store(owner, Relaxed);
+        let (from, to) = (handle.offset(), target.offset());
+        header.without(USED).write(&self.frames, to);
         drop(books);
         // SAFETY: the zpage lives during the call, as the trait demands of callers, and live payloads do not change.
         let payload = unsafe { self.frames.slice(from + HEADER_BYTES, header.payload_bytes()) };
@@ -400,7 +392,7 @@ impl Allocator for Zsmalloc {
     }
 
     fn set_owner(&self, handle: Handle, owner: Owner) {
-        self.frames.word(handle.0 as usize + 8).store(owner.0, Relaxed);
+        Header::set_owner(&self.frames, handle.offset(), owner);
     }
 
     /// A frame of the emptiest zspage of a class that has more free slots than that zspage has used ones.
@@ -460,10 +452,10 @@ impl Allocator for Zsmalloc {
             if size.frames_of(slot) >> (frame % size.frames()) & 1 == 0 {
                 continue;
             }
-            let handle = Handle((number * SEGMENT_BYTES + size.offset(zspage, slot)) as u64);
+            let handle = Handle::at(number * SEGMENT_BYTES + size.offset(zspage, slot));
             tenants.push(Tenant {
                 handle,
-                owner: Owner(self.frames.word(handle.0 as usize + 8).load(Relaxed)),
+                owner: self.header(handle).owner(),
                 class: kind(segment.class),
                 used: self.header(handle).is(USED),
             });

@@ -39,6 +39,9 @@ impl Default for CodecKind {
 /// expanding it would cost more than it saves.
 pub(crate) const PACKED_BYTES_MAX: usize = PAGE_SIZE - PAGE_SIZE / 16;
 
+/// The longest payload of a zpage.
+pub(crate) const PAYLOAD_BYTES_MAX: usize = PAGE_SIZE;
+
 /// How the payload of a zpage is to be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]

@@ -11,7 +11,7 @@ mod word;
 
 pub(crate) use directory::Directory;
 pub(crate) use shard::{Shard, Shards};
-pub(crate) use word::{Place, Slot, Word};
+pub(crate) use word::{LEAVES_MAX, Place, SHARDS_MAX, Slot, Word};
 
 use crate::key::{Key, ObjectId};
 use crate::pool::PoolId;

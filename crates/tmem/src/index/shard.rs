@@ -50,12 +50,17 @@ impl Shard {
         self.leaves.len() as u32
     }
 
+    /// The number that the next new leaf gets.
+    pub(crate) fn next_number(&self) -> u32 {
+        self.free.last().copied().unwrap_or(self.numbers())
+    }
+
     /// Adds a leaf that is not there yet.
     pub(crate) fn insert(&mut self, hash: u64, key: LeafKey, hasher: &LeafHasher) -> u32 {
-        let number = self.free.pop().unwrap_or_else(|| {
+        let number = self.next_number();
+        if self.free.pop().is_none() {
             self.leaves.push(None);
-            (self.leaves.len() - 1) as u32
-        });
+        }
         self.leaves[number as usize] = Some(Leaf::new(key));
         let leaves = &self.leaves;
         self.table.insert_unique(hash, number, |other| {
@@ -135,9 +140,9 @@ pub(crate) struct Shards {
 struct Padded(RwLock<Shard>);
 
 impl Shards {
-    /// `count` must be a power of two of at most 2^16.
+    /// `count` must be a power of two of at most `SHARDS_MAX`.
     pub(crate) fn new(count: usize) -> Self {
-        assert!(count.is_power_of_two() && count <= 1 << 16);
+        assert!(count.is_power_of_two() && count <= super::SHARDS_MAX);
         Self { hasher: LeafHasher::new(), list: (0..count).map(|_| Padded(RwLock::new(Shard::default()))).collect() }
     }
 

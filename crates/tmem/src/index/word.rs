@@ -1,12 +1,12 @@
 //! The tagged word of the index, and the owner bits in the header of a zpage.
 
-use crate::alloc::{Handle, Owner};
+use crate::alloc::{Handle, OWNER_BITS, Owner};
 
 /// What the index knows of one page. The low three bits say how to read the others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Word(u64);
 
-const TAG_BITS: u32 = 3;
+const TAG_BITS: u32 = Handle::TAG_BITS;
 const TAG: u64 = (1 << TAG_BITS) - 1;
 // Tag 0 is kept for "nothing", which never stands in a leaf.
 const TAG_RAM: u64 = 1;
@@ -26,8 +26,7 @@ pub(crate) enum Place {
 
 impl Word {
     pub(crate) fn ram(handle: Handle) -> Self {
-        debug_assert_eq!(handle.0 & TAG, 0, "handles leave their low bits for the tag");
-        Self(handle.0 | TAG_RAM)
+        Self(handle.tagged(TAG_RAM))
     }
 
     /// `None` when the pattern needs its upper three bits; such a page is stored as a zpage of eight bytes.
@@ -41,7 +40,7 @@ impl Word {
 
     pub(crate) fn place(self) -> Place {
         match self.0 & TAG {
-            TAG_RAM => Place::Ram(Handle(self.0 & !TAG)),
+            TAG_RAM => Place::Ram(Handle::untagged(self.0)),
             TAG_FILL => Place::Fill(self.0 >> TAG_BITS),
             TAG_SHARED => Place::Shared((self.0 >> TAG_BITS) as u32),
             tag => unreachable!("no word carries the tag {tag}"),
@@ -51,19 +50,28 @@ impl Word {
 
 /// Where in the index a word stands: the other direction of a handle.
 ///
-/// As an [`Owner`]: bits 0-5 slot, 6-37 leaf, 38-53 shard; bit 63 says that bits 0-31 are a row of the shared table.
+/// As an [`Owner`]: bits 0-5 slot, 6-28 leaf, 29-40 shard; bit 41 says that bits 0-31 are a row of the shared table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Slot {
     Entry { shard: u16, leaf: u32, slot: u32 },
     Shared(u32),
 }
 
-const OWNER_SHARED: u64 = 1 << 63;
+const LEAF_BITS: u32 = 23;
+const SHARD_BITS: u32 = 12;
+/// Shards that an index can have.
+pub(crate) const SHARDS_MAX: usize = 1 << SHARD_BITS;
+/// Leaves that a shard can have.
+pub(crate) const LEAVES_MAX: u32 = 1 << LEAF_BITS;
+const OWNER_SHARED: u64 = 1 << (6 + LEAF_BITS + SHARD_BITS);
+const _: () = assert!(OWNER_SHARED < 1 << OWNER_BITS);
 
 impl From<Slot> for Owner {
     fn from(slot: Slot) -> Self {
         Self(match slot {
-            Slot::Entry { shard, leaf, slot } => u64::from(slot) | u64::from(leaf) << 6 | u64::from(shard) << 38,
+            Slot::Entry { shard, leaf, slot } => {
+                u64::from(slot) | u64::from(leaf) << 6 | u64::from(shard) << (6 + LEAF_BITS)
+            }
             Slot::Shared(row) => OWNER_SHARED | u64::from(row),
         })
     }
@@ -74,7 +82,11 @@ impl From<Owner> for Slot {
         if owner.0 & OWNER_SHARED != 0 {
             return Self::Shared(owner.0 as u32);
         }
-        Self::Entry { shard: (owner.0 >> 38) as u16, leaf: (owner.0 >> 6) as u32, slot: (owner.0 & 63) as u32 }
+        Self::Entry {
+            shard: (owner.0 >> (6 + LEAF_BITS)) as u16,
+            leaf: (owner.0 >> 6) as u32 & (LEAVES_MAX - 1),
+            slot: (owner.0 & 63) as u32,
+        }
     }
 }
 
@@ -84,7 +96,7 @@ mod tests {
 
     #[test]
     fn words_and_owners_survive_packing() {
-        for place in [Place::Ram(Handle(8 << 40)), Place::Fill(77), Place::Shared(u32::MAX)] {
+        for place in [Place::Ram(Handle::untagged(8 << 40)), Place::Fill(77), Place::Shared(u32::MAX)] {
             let word = match place {
                 Place::Ram(handle) => Word::ram(handle),
                 Place::Fill(pattern) => Word::fill(pattern).unwrap(),
@@ -93,7 +105,7 @@ mod tests {
             assert_eq!(word.place(), place);
         }
         assert_eq!(Word::fill(u64::MAX), None);
-        let (shard, leaf, slot) = (u16::MAX, u32::MAX, 63);
+        let (shard, leaf, slot) = (SHARDS_MAX as u16 - 1, LEAVES_MAX - 1, 63);
         for place in [Slot::Entry { shard, leaf, slot }, Slot::Shared(u32::MAX)] {
             assert_eq!(Slot::from(Owner::from(place)), place);
         }

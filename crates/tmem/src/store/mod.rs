@@ -13,7 +13,7 @@ use crate::alloc::{
 use crate::budget::{Budget, Purpose};
 use crate::codec::{CodecKind, Contexts, Encoding};
 use crate::error::{Error, ErrorKind};
-use crate::index::{Directory, LeafKey, Place, Shard, Shards, Slot, Word};
+use crate::index::{Directory, LEAVES_MAX, LeafKey, Place, SHARDS_MAX, Shard, Shards, Slot, Word};
 use crate::key::Key;
 use crate::page::{PAGE_SIZE, Page, fill, payload_check, same_filled};
 use crate::pool::{PoolId, PoolKind, PoolOptions, PoolSlot, PoolState, Pools};
@@ -35,7 +35,7 @@ pub struct Config {
     /// Pages that can be packed, and pages that can be expanded, at the same time. More threads than that wait for each
     /// other. Each takes about 200 KiB with zstd once it is used.
     pub threads: usize,
-    /// Parts of the index with a lock each; rounded up to a power of two.
+    /// Parts of the index with a lock each; rounded up to a power of two, at most 4096.
     pub shards: usize,
 }
 
@@ -155,7 +155,7 @@ impl Store {
         let wanted = usize::try_from(budget_bytes.saturating_mul(RESERVE_FACTOR)).unwrap_or(usize::MAX);
         let wanted = wanted.max(RESERVE_BYTES_MIN).min(PART_BYTES_MAX * parts);
         let zpages = AnyAllocator::new(config.allocator, &budget, parts, wanted / parts, RESERVE_BYTES_LEAST)?;
-        let shards = Shards::new(config.shards.clamp(1, 1 << 16).next_power_of_two());
+        let shards = Shards::new(config.shards.clamp(1, SHARDS_MAX).next_power_of_two());
         budget.charge((size_of::<Self>() + shards.fixed_bytes()) as u64);
         Ok(Self {
             contexts: Contexts::new(config.codec, config.threads),
@@ -272,10 +272,13 @@ impl Store {
     fn leaf(&self, shard: &mut Shard, hash: u64, key: LeafKey, purpose: Purpose) -> Result<u32, Refusal> {
         /// A leaf with its first words, its place in slab, table and directory.
         const LEAF_BYTES: u64 = 160;
+        const LEAVES_FOR_MOVES: u32 = LEAVES_MAX / 64;
         if let Some(leaf) = shard.find(hash, &key) {
             return Ok(leaf);
         }
-        if purpose == Purpose::Admit && !self.budget.has_room(LEAF_BYTES, purpose) {
+        // What is here already finds its leaf among the last.
+        let full = shard.next_number() >= LEAVES_MAX - LEAVES_FOR_MOVES;
+        if purpose == Purpose::Admit && (full || !self.budget.has_room(LEAF_BYTES, purpose)) {
             return Err(Refusal::NoRoom);
         }
         let before = shard.heap_bytes();
