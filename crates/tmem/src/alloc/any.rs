@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::{
-    Allocator, Class, FrameId, Handle, Log, NewZpage, NoRoom, Owner, Striped, Tenants, Usage, Zpage, Zsmalloc,
+    Allocator, Class, FrameId, Handle, Log, NewZpage, NoRoom, Owner, Queue, Striped, Tenants, Usage, Zpage, Zsmalloc,
 };
 use crate::budget::{Budget, Purpose};
 use crate::error::Error;
@@ -68,8 +68,8 @@ macro_rules! either {
 }
 
 impl Allocator for AnyAllocator {
-    fn store(&self, class: Class, zpage: &NewZpage<'_>, purpose: Purpose) -> Result<Handle, NoRoom> {
-        either!(self, it => it.store(class, zpage, purpose))
+    fn store(&self, class: Class, queue: Queue, zpage: &NewZpage<'_>, purpose: Purpose) -> Result<Handle, NoRoom> {
+        either!(self, it => it.store(class, queue, zpage, purpose))
     }
 
     fn read<R>(&self, handle: Handle, used: bool, with: impl FnOnce(Zpage<'_>) -> R) -> R {
@@ -88,6 +88,10 @@ impl Allocator for AnyAllocator {
         either!(self, it => it.relocate(handle))
     }
 
+    fn keep(&self, handle: Handle) -> Result<Handle, NoRoom> {
+        either!(self, it => it.keep(handle))
+    }
+
     fn set_owner(&self, handle: Handle, owner: Owner) {
         either!(self, it => it.set_owner(handle, owner));
     }
@@ -96,12 +100,16 @@ impl Allocator for AnyAllocator {
         either!(self, it => it.sparse_frame(live_bytes_max))
     }
 
-    fn coldest_age(&self, class: Class) -> Option<u64> {
-        either!(self, it => it.coldest_age(class))
+    fn coldest_age(&self, class: Class, queue: Queue) -> Option<u64> {
+        either!(self, it => it.coldest_age(class, queue))
     }
 
-    fn coldest(&self, class: Class) -> Option<Range<u32>> {
-        either!(self, it => it.coldest(class))
+    fn coldest(&self, class: Class, queue: Queue) -> Option<Range<u32>> {
+        either!(self, it => it.coldest(class, queue))
+    }
+
+    fn queue_bytes(&self, class: Class, queue: Queue) -> u64 {
+        either!(self, it => it.queue_bytes(class, queue))
     }
 
     fn tenants(&self, frame: FrameId, tenants: &mut Tenants) {

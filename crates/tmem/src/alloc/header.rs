@@ -73,6 +73,11 @@ impl Header {
         frames.word(at).fetch_or(flag, Relaxed);
     }
 
+    /// Takes a flag out of the header at `at`.
+    pub(super) fn unmark(frames: &Frames, at: usize, flag: u32) {
+        frames.word(at).fetch_and(!flag, Relaxed);
+    }
+
     /// Names another owner in the header at `at`.
     pub(super) fn set_owner(frames: &Frames, at: usize, owner: Owner) {
         Self::read(frames, at).owned_by(owner).write(frames, at);

@@ -13,12 +13,19 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use super::header::{self, ALIGN, DEAD, HEADER_BYTES, Header, USED, zpage_bytes};
 use super::segment::{FRAMES, NO_START, SEGMENT_BYTES, Segment, State};
-use super::{Allocator, Class, FrameId, Handle, NewZpage, NoRoom, Owner, Tenant, Tenants, Usage, Zpage};
+use super::{Allocator, Class, FrameId, Handle, NewZpage, NoRoom, Owner, Queue, Tenant, Tenants, Usage, Zpage};
 use crate::budget::{Budget, Purpose};
 use crate::frames::Frames;
 use crate::page::PAGE_SIZE;
 use crate::sync::{Mutex, lock};
 
+/// What the four heads append to.
+const QUEUES: [(Class, Queue); HEADS] = [
+    (Class::Ephemeral, Queue::Small),
+    (Class::Ephemeral, Queue::Main),
+    (Class::Persistent, Queue::Small),
+    (Class::Persistent, Queue::Main),
+];
 const HEADS: usize = 4;
 /// Dead frames that may wait for company before they are given back; on top of it one in 128 of all.
 const DEAD_FRAMES_MAX: u64 = 16;
@@ -46,6 +53,8 @@ struct Books {
     dead_frames: u64,
     /// Somebody populates frames that are booked already.
     populating: bool,
+    /// Bytes of live zpages by queue.
+    live_bytes: [u64; HEADS],
     usage: Usage,
 }
 
@@ -60,6 +69,7 @@ impl Log {
             cursor: 0,
             dead_frames: 0,
             populating: false,
+            live_bytes: [0; HEADS],
             usage: Usage::default(),
         };
         Self { frames, budget, clock, books: Mutex::new(books) }
@@ -84,6 +94,7 @@ impl Log {
             books.queue_dead(number, died);
         }
         books.usage.live_bytes += len as u64;
+        books.live_bytes[head] += len as u64;
         books.usage.zpages += 1;
         Ok(Handle::at(number as usize * SEGMENT_BYTES + start))
     }
@@ -142,8 +153,8 @@ impl Log {
             }
         };
         let opened = self.clock.fetch_add(1, Relaxed);
-        let class = if head < 2 { Class::Ephemeral } else { Class::Persistent };
-        let revived = books.segments[number as usize].open(class, opened);
+        let (class, queue) = QUEUES[head];
+        let revived = books.segments[number as usize].open(class, queue, opened);
         books.dead_frames -= u64::from(revived);
         books.heads[head] = Some(number);
         Ok(number)
@@ -201,6 +212,7 @@ impl Log {
         Header::mark(&self.frames, handle.offset(), DEAD);
         let segment = &mut books.segments[number as usize];
         let died = segment.remove(start, len);
+        books.live_bytes[head_of(segment.class, segment.queue)] -= len as u64;
         if segment.live == 0 && segment.state == State::Closed {
             segment.state = State::Free;
             books.free.push(number);
@@ -213,6 +225,24 @@ impl Log {
             // A few at a time, because others wait for the books meanwhile.
             self.give_back_dead(books, SEGMENTS_AT_ONCE);
         }
+    }
+
+    /// Copies a zpage to the head of its class that `to` chooses, with this header.
+    fn append_again(&self, handle: Handle, header: Header, to: impl Fn(&Segment) -> Queue) -> Result<Handle, NoRoom> {
+        let mut books = lock(&self.books);
+        let segment = &books.segments[split(handle).0 as usize];
+        let head = head_of(segment.class, to(segment));
+        let target = self.place(&mut books, head, header.zpage_bytes(), Purpose::Move)?;
+        books.usage.payload_bytes += header.payload_bytes() as u64;
+        let (from, to) = (handle.offset(), target.offset());
+        header.write(&self.frames, to);
+        drop(books);
+        // SAFETY: the zpage lives during the call, as the trait demands of callers, and live payloads do not change.
+        let payload = unsafe { self.frames.slice(from + HEADER_BYTES, header.payload_bytes()) };
+        // SAFETY: the target was booked just now, no word names it yet, and it does not overlap with the live source.
+        unsafe { self.frames.write(to + HEADER_BYTES, payload) };
+        self.remove(&mut lock(&self.books), handle, header);
+        Ok(target)
     }
 
     /// Calls `with` for each zpage that starts in the frame, with its offset in the segment.
@@ -272,10 +302,10 @@ impl Books {
 }
 
 impl Allocator for Log {
-    fn store(&self, class: Class, zpage: &NewZpage<'_>, purpose: Purpose) -> Result<Handle, NoRoom> {
+    fn store(&self, class: Class, queue: Queue, zpage: &NewZpage<'_>, purpose: Purpose) -> Result<Handle, NoRoom> {
         let payload_bytes = zpage.payload.len();
         let mut books = lock(&self.books);
-        let handle = self.place(&mut books, head_of(class, false), zpage_bytes(payload_bytes), purpose)?;
+        let handle = self.place(&mut books, head_of(class, queue), zpage_bytes(payload_bytes), purpose)?;
         books.usage.payload_bytes += payload_bytes as u64;
         let at = handle.offset();
         Header::of(zpage).write(&self.frames, at);
@@ -307,20 +337,16 @@ impl Allocator for Log {
     }
 
     fn relocate(&self, handle: Handle) -> Result<Handle, NoRoom> {
-        let header = self.header(handle);
-        let mut books = lock(&self.books);
-        let class = books.segments[split(handle).0 as usize].class;
-        let target = self.place(&mut books, head_of(class, true), header.zpage_bytes(), Purpose::Move)?;
-        books.usage.payload_bytes += header.payload_bytes() as u64;
-        let (from, to) = (handle.offset(), target.offset());
-        header.without(USED).write(&self.frames, to);
-        drop(books);
-        // SAFETY: the zpage lives during the call, as the trait demands of callers, and live payloads do not change.
-        let payload = unsafe { self.frames.slice(from + HEADER_BYTES, header.payload_bytes()) };
-        // SAFETY: the target was booked just now, no word names it yet, and it does not overlap with the live source.
-        unsafe { self.frames.write(to + HEADER_BYTES, payload) };
-        self.remove(&mut lock(&self.books), handle, header);
-        Ok(target)
+        // What must be kept is told apart from what is new; what may be dropped keeps its place among its like.
+        let queue = |segment: &Segment| match segment.class {
+            Class::Ephemeral => segment.queue,
+            Class::Persistent => Queue::Main,
+        };
+        self.append_again(handle, self.header(handle), queue)
+    }
+
+    fn keep(&self, handle: Handle) -> Result<Handle, NoRoom> {
+        self.append_again(handle, self.header(handle).without(USED), |_| Queue::Main)
     }
 
     fn set_owner(&self, handle: Handle, owner: Owner) {
@@ -341,19 +367,16 @@ impl Allocator for Log {
         Some(FrameId(found))
     }
 
-    fn coldest_age(&self, class: Class) -> Option<u64> {
+    fn coldest_age(&self, class: Class, queue: Queue) -> Option<u64> {
         let books = lock(&self.books);
-        let alive = books.segments.iter().filter(|segment| segment.class == class && segment.live > 0);
+        let alive = books.segments.iter().filter(|segment| segment.holds(class, queue));
         alive.map(|segment| segment.opened).min()
     }
 
-    fn coldest(&self, class: Class) -> Option<Range<u32>> {
+    fn coldest(&self, class: Class, queue: Queue) -> Option<Range<u32>> {
         let mut books = lock(&self.books);
         let coldest = (0..books.segments.len())
-            .filter(|number| {
-                let segment = &books.segments[*number];
-                segment.class == class && segment.live > 0
-            })
+            .filter(|number| books.segments[*number].holds(class, queue))
             .min_by_key(|number| books.segments[*number].opened)? as u32;
         if let Some(head) = books.heads.iter_mut().find(|head| **head == Some(coldest)) {
             *head = None;
@@ -361,6 +384,10 @@ impl Allocator for Log {
         }
         let first = coldest * FRAMES as u32;
         Some(first..first + FRAMES as u32)
+    }
+
+    fn queue_bytes(&self, class: Class, queue: Queue) -> u64 {
+        lock(&self.books).live_bytes[head_of(class, queue)]
     }
 
     fn tenants(&self, frame: FrameId, tenants: &mut Tenants) {
@@ -403,12 +430,8 @@ impl Allocator for Log {
     }
 }
 
-fn head_of(class: Class, moved: bool) -> usize {
-    let first = match class {
-        Class::Ephemeral => 0,
-        Class::Persistent => 2,
-    };
-    first + usize::from(moved)
+fn head_of(class: Class, queue: Queue) -> usize {
+    2 * class as usize + queue as usize
 }
 
 fn split(handle: Handle) -> (u32, usize) {
@@ -456,8 +479,9 @@ mod tests {
     fn a_sparse_frame_names_its_tenants_and_can_be_emptied() {
         let (log, budget) = log(16 << 20);
         let payload = vec![5; 1000];
-        let handles: Vec<Handle> =
-            (0..400).map(|i| log.store(Class::Persistent, &zpage(i, &payload), Purpose::Admit).unwrap()).collect();
+        let handles: Vec<Handle> = (0..400)
+            .map(|i| log.store(Class::Persistent, Queue::Small, &zpage(i, &payload), Purpose::Admit).unwrap())
+            .collect();
         for (i, handle) in handles.iter().enumerate() {
             if i % 8 != 0 {
                 log.free(*handle);
@@ -495,12 +519,12 @@ mod tests {
         let (log, budget) = log(1 << 20);
         let payload = vec![5; 4096];
         let mut handles = Vec::new();
-        while let Ok(handle) = log.store(Class::Ephemeral, &zpage(0, &payload), Purpose::Admit) {
+        while let Ok(handle) = log.store(Class::Ephemeral, Queue::Small, &zpage(0, &payload), Purpose::Admit) {
             handles.push(handle);
         }
         assert!(handles.len() > 200);
         assert!(budget.used() <= 1 << 20);
-        let region = log.coldest(Class::Ephemeral).unwrap();
+        let region = log.coldest(Class::Ephemeral, Queue::Small).unwrap();
         assert_eq!(region.start, 0);
         for handle in handles {
             log.free(handle);

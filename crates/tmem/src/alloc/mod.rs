@@ -71,6 +71,16 @@ pub(crate) enum Class {
     Persistent,
 }
 
+/// Which of two queues a zpage ages in, after S3-FIFO (Yang et al., SOSP 2023): what is new has to be used once before it
+/// may stay for long. Allocators that keep no order of age have one queue, the small one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Queue {
+    /// For what is new.
+    Small,
+    /// For what was used while it was in the small one, or came back soon after it was dropped.
+    Main,
+}
+
 /// A frame of the arena, counted from its start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct FrameId(pub(crate) u32);
@@ -172,7 +182,7 @@ pub(crate) trait Allocator: Send + Sync {
     ///
     /// # Errors
     /// When the budget has no room for another frame.
-    fn store(&self, class: Class, zpage: &NewZpage<'_>, purpose: Purpose) -> Result<Handle, NoRoom>;
+    fn store(&self, class: Class, queue: Queue, zpage: &NewZpage<'_>, purpose: Purpose) -> Result<Handle, NoRoom>;
 
     /// Shows the zpage to `with`, and remembers that it was used if `used`.
     fn read<R>(&self, handle: Handle, used: bool, with: impl FnOnce(Zpage<'_>) -> R) -> R;
@@ -189,17 +199,28 @@ pub(crate) trait Allocator: Send + Sync {
     /// When there is no room; the zpage is where it was.
     fn relocate(&self, handle: Handle) -> Result<Handle, NoRoom>;
 
+    /// A second chance: the zpage counts as unused again and as young, and goes to the end of the main queue. Where there is
+    /// no order of age it stays where it is.
+    ///
+    /// # Errors
+    /// When there is no room; the zpage is where it was.
+    fn keep(&self, handle: Handle) -> Result<Handle, NoRoom>;
+
     /// Changes the owner that the zpage's header names.
     fn set_owner(&self, handle: Handle, owner: Owner);
 
     /// The next frame, going round, whose live zpages cover at most `live_bytes_max` of it, but not none.
     fn sparse_frame(&self, live_bytes_max: usize) -> Option<FrameId>;
 
-    /// When the coldest region of a class was begun.
-    fn coldest_age(&self, class: Class) -> Option<u64>;
+    /// When the coldest region of a queue was begun, by the clock that counts regions.
+    fn coldest_age(&self, class: Class, queue: Queue) -> Option<u64>;
 
-    /// The frames of the coldest region of a class, first to last.
-    fn coldest(&self, class: Class) -> Option<std::ops::Range<u32>>;
+    /// The frames of the coldest region of a queue, coldest first. From now on nothing new is put there, or what is put there
+    /// counts as young.
+    fn coldest(&self, class: Class, queue: Queue) -> Option<std::ops::Range<u32>>;
+
+    /// Bytes of live zpages in a queue.
+    fn queue_bytes(&self, class: Class, queue: Queue) -> u64;
 
     /// Lists the live zpages that touch a frame. They may be gone when they are dealt with: the word tells.
     fn tenants(&self, frame: FrameId, tenants: &mut Tenants);

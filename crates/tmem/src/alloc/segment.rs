@@ -1,6 +1,6 @@
 //! A segment: sixty-four frames in a row that are filled from front to back, and the account of what lives in them.
 
-use super::Class;
+use super::{Class, Queue};
 use crate::page::PAGE_SIZE;
 
 pub(super) const FRAMES: usize = 64;
@@ -23,6 +23,7 @@ pub(super) enum State {
 pub(super) struct Segment {
     pub(super) state: State,
     pub(super) class: Class,
+    pub(super) queue: Queue,
     /// The segment waits in the list of those with dead frames.
     pub(super) queued: bool,
     /// Where the next zpage goes; the end of the last one once closed.
@@ -46,6 +47,7 @@ impl Segment {
         Self {
             state: State::Free,
             class: Class::Persistent,
+            queue: Queue::Small,
             queued: false,
             end: 0,
             live: 0,
@@ -58,16 +60,21 @@ impl Segment {
     }
 
     /// Starts to fill the segment. Frames that are still in memory are used again; says how many were dead.
-    pub(super) fn open(&mut self, class: Class, opened: u64) -> u32 {
+    pub(super) fn open(&mut self, class: Class, queue: Queue, opened: u64) -> u32 {
         debug_assert_eq!((self.state, self.live), (State::Free, 0));
         let revived = self.dead.count_ones();
         self.state = State::Open;
-        self.class = class;
+        (self.class, self.queue) = (class, queue);
         self.opened = opened;
         self.end = 0;
         self.dead = 0;
         self.first_in = [NO_START; FRAMES];
         revived
+    }
+
+    /// Whether something lives here that ages in this queue.
+    pub(super) fn holds(&self, class: Class, queue: Queue) -> bool {
+        self.live > 0 && self.class == class && self.queue == queue
     }
 
     /// The frames that `len` bytes at `start` touch.
@@ -165,7 +172,7 @@ mod tests {
     #[test]
     fn a_zpage_across_frames_is_booked_in_each() {
         let mut segment = Segment::new();
-        segment.open(Class::Persistent, 0);
+        segment.open(Class::Persistent, Queue::Small, 0);
         assert_eq!(segment.append(4000), 0);
         assert_eq!(segment.append(200), 4000);
         assert_eq!(segment.live_in[..2], [4096, 104]);

@@ -6,7 +6,7 @@
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
-use super::{Allocator, Class, FrameId, Handle, NewZpage, NoRoom, Owner, Tenants, Usage, Zpage};
+use super::{Allocator, Class, FrameId, Handle, NewZpage, NoRoom, Owner, Queue, Tenants, Usage, Zpage};
 use crate::budget::Purpose;
 use crate::threads::thread_number;
 
@@ -43,9 +43,9 @@ fn handle_in(part: u64, handle: Handle) -> Handle {
 }
 
 impl<A: Allocator> Allocator for Striped<A> {
-    fn store(&self, class: Class, zpage: &NewZpage<'_>, purpose: Purpose) -> Result<Handle, NoRoom> {
+    fn store(&self, class: Class, queue: Queue, zpage: &NewZpage<'_>, purpose: Purpose) -> Result<Handle, NoRoom> {
         let part = thread_number() % self.parts.len();
-        let handle = self.parts[part].store(class, zpage, purpose)?;
+        let handle = self.parts[part].store(class, queue, zpage, purpose)?;
         Ok(handle_in(part as u64, handle))
     }
 
@@ -69,6 +69,11 @@ impl<A: Allocator> Allocator for Striped<A> {
         Ok(handle_in(number, part.relocate(handle)?))
     }
 
+    fn keep(&self, handle: Handle) -> Result<Handle, NoRoom> {
+        let (part, number, handle) = self.part(handle);
+        Ok(handle_in(number, part.keep(handle)?))
+    }
+
     fn set_owner(&self, handle: Handle, owner: Owner) {
         let (part, _, handle) = self.part(handle);
         part.set_owner(handle, owner);
@@ -83,16 +88,20 @@ impl<A: Allocator> Allocator for Striped<A> {
         })
     }
 
-    fn coldest_age(&self, class: Class) -> Option<u64> {
-        self.parts.iter().filter_map(|part| part.coldest_age(class)).min()
+    fn coldest_age(&self, class: Class, queue: Queue) -> Option<u64> {
+        self.parts.iter().filter_map(|part| part.coldest_age(class, queue)).min()
     }
 
-    fn coldest(&self, class: Class) -> Option<Range<u32>> {
-        let ages = self.parts.iter().map(|part| part.coldest_age(class)).enumerate();
+    fn coldest(&self, class: Class, queue: Queue) -> Option<Range<u32>> {
+        let ages = self.parts.iter().map(|part| part.coldest_age(class, queue)).enumerate();
         let (part, _) = ages.filter_map(|(part, age)| Some((part, age?))).min_by_key(|(_, age)| *age)?;
-        let frames = self.parts[part].coldest(class)?;
+        let frames = self.parts[part].coldest(class, queue)?;
         let first = (part as u32) << FRAME_SHIFT;
         Some(first | frames.start..first | frames.end)
+    }
+
+    fn queue_bytes(&self, class: Class, queue: Queue) -> u64 {
+        self.parts.iter().map(|part| part.queue_bytes(class, queue)).sum()
     }
 
     fn tenants(&self, frame: FrameId, tenants: &mut Tenants) {

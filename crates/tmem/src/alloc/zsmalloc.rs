@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use super::header::{self, HEADER_BYTES, Header, USED, zpage_bytes};
 use super::size_class::{SIZES, SizeClass, class_of};
-use super::{Allocator, Class, FrameId, Handle, NewZpage, NoRoom, Owner, Tenant, Tenants, Usage, Zpage};
+use super::{Allocator, Class, FrameId, Handle, NewZpage, NoRoom, Owner, Queue, Tenant, Tenants, Usage, Zpage};
 use crate::budget::{Budget, Purpose};
 use crate::frames::Frames;
 use crate::page::PAGE_SIZE;
@@ -86,6 +86,8 @@ struct Books {
     cursor: usize,
     /// Frames in memory in empty zspages.
     spare_frames: u64,
+    /// Bytes of live zpages by [`Class`].
+    live_bytes: [u64; 2],
     usage: Usage,
 }
 
@@ -124,6 +126,7 @@ impl Zsmalloc {
             accounts: Box::new([nothing; CLASSES]),
             cursor: 0,
             spare_frames: 0,
+            live_bytes: [0; 2],
             usage: Usage { table_bytes: size_of::<[Account; CLASSES]>() as u64, ..Usage::default() },
         };
         budget.charge(books.usage.table_bytes);
@@ -169,6 +172,7 @@ impl Zsmalloc {
         books.accounts[class].live += 1;
         books.usage.frame_bytes += bytes;
         books.usage.live_bytes += size.share_bytes();
+        books.live_bytes[kind(class) as usize] += size.share_bytes();
         books.usage.zpages += 1;
         books.file(id, class);
         Ok(Handle::at(segment * SEGMENT_BYTES + size.offset(zspage, slot)))
@@ -214,6 +218,7 @@ impl Zsmalloc {
         }
         books.accounts[at.class].live -= 1;
         books.usage.live_bytes -= size.share_bytes();
+        books.live_bytes[kind(at.class) as usize] -= size.share_bytes();
         books.usage.zpages -= 1;
         books.usage.payload_bytes -= header.payload_bytes() as u64;
         books.file((at.segment * FRAMES + at.zspage) as u32, at.class);
@@ -340,7 +345,7 @@ impl Books {
 }
 
 impl Allocator for Zsmalloc {
-    fn store(&self, class: Class, zpage: &NewZpage<'_>, purpose: Purpose) -> Result<Handle, NoRoom> {
+    fn store(&self, class: Class, _: Queue, zpage: &NewZpage<'_>, purpose: Purpose) -> Result<Handle, NoRoom> {
         let mut books = lock(&self.books);
         let handle = self.place(&mut books, number(class, zpage_bytes(zpage.payload.len())), purpose, None)?;
         books.usage.payload_bytes += zpage.payload.len() as u64;
@@ -381,7 +386,7 @@ impl Allocator for Zsmalloc {
         let target = self.place(&mut books, at.class, Purpose::Move, Some(source))?;
         books.usage.payload_bytes += header.payload_bytes() as u64;
         let (from, to) = (handle.offset(), target.offset());
-        header.without(USED).write(&self.frames, to);
+        header.write(&self.frames, to);
         drop(books);
         // SAFETY: the zpage lives during the call, as the trait demands of callers, and live payloads do not change.
         let payload = unsafe { self.frames.slice(from + HEADER_BYTES, header.payload_bytes()) };
@@ -389,6 +394,11 @@ impl Allocator for Zsmalloc {
         unsafe { self.frames.write(to + HEADER_BYTES, payload) };
         self.remove(&mut lock(&self.books), handle, header);
         Ok(target)
+    }
+
+    fn keep(&self, handle: Handle) -> Result<Handle, NoRoom> {
+        Header::unmark(&self.frames, handle.offset(), USED);
+        Ok(handle)
     }
 
     fn set_owner(&self, handle: Handle, owner: Owner) {
@@ -420,13 +430,19 @@ impl Allocator for Zsmalloc {
         Some(frame)
     }
 
-    fn coldest_age(&self, class: Class) -> Option<u64> {
+    fn coldest_age(&self, class: Class, queue: Queue) -> Option<u64> {
+        if queue == Queue::Main {
+            return None;
+        }
         let books = lock(&self.books);
         let alive = books.segments.iter().filter(|segment| kind(segment.class) == class && segment.live > 0);
         alive.map(|segment| segment.opened).min()
     }
 
-    fn coldest(&self, class: Class) -> Option<Range<u32>> {
+    fn coldest(&self, class: Class, queue: Queue) -> Option<Range<u32>> {
+        if queue == Queue::Main {
+            return None;
+        }
         let mut books = lock(&self.books);
         let alive = books.segments.iter_mut().enumerate();
         let (coldest, segment) = alive
@@ -436,6 +452,13 @@ impl Allocator for Zsmalloc {
         segment.opened = self.clock.fetch_add(1, Relaxed);
         let first = (coldest * FRAMES) as u32;
         Some(first..first + FRAMES as u32)
+    }
+
+    fn queue_bytes(&self, class: Class, queue: Queue) -> u64 {
+        match queue {
+            Queue::Small => lock(&self.books).live_bytes[class as usize],
+            Queue::Main => 0,
+        }
     }
 
     fn tenants(&self, frame: FrameId, tenants: &mut Tenants) {
@@ -503,7 +526,8 @@ mod tests {
     fn a_freed_slot_is_filled_again_in_place() {
         let (zsmalloc, _) = zsmalloc(16 << 20);
         let payload = vec![5; 1000];
-        let store = |owner| zsmalloc.store(Class::Persistent, &zpage(owner, &payload), Purpose::Admit).unwrap();
+        let store =
+            |owner| zsmalloc.store(Class::Persistent, Queue::Small, &zpage(owner, &payload), Purpose::Admit).unwrap();
         let handles: Vec<Handle> = (0..400).map(store).collect();
         let before = zsmalloc.usage();
         for handle in handles.iter().step_by(7) {
@@ -521,7 +545,9 @@ mod tests {
         let payloads: Vec<Vec<u8>> = (0..400_usize).map(|i| vec![i as u8; 200 + i % 3 * 1000]).collect();
         let stored = payloads.iter().zip(0..);
         let handles: Vec<Handle> = stored
-            .map(|(payload, owner)| zsmalloc.store(Class::Persistent, &zpage(owner, payload), Purpose::Admit).unwrap())
+            .map(|(payload, owner)| {
+                zsmalloc.store(Class::Persistent, Queue::Small, &zpage(owner, payload), Purpose::Admit).unwrap()
+            })
             .collect();
         for (i, handle) in handles.iter().enumerate() {
             if i % 8 != 0 {
@@ -555,13 +581,13 @@ mod tests {
         let (zsmalloc, budget) = zsmalloc(1 << 20);
         let payload = vec![5; 4096];
         let mut handles = Vec::new();
-        while let Ok(handle) = zsmalloc.store(Class::Ephemeral, &zpage(0, &payload), Purpose::Admit) {
+        while let Ok(handle) = zsmalloc.store(Class::Ephemeral, Queue::Small, &zpage(0, &payload), Purpose::Admit) {
             handles.push(handle);
         }
         assert!(handles.len() > 200, "{}", handles.len());
         assert!(budget.used() <= 1 << 20);
-        assert_eq!(zsmalloc.coldest(Class::Persistent), None);
-        assert_eq!(zsmalloc.coldest(Class::Ephemeral).unwrap().start, 0);
+        assert_eq!(zsmalloc.coldest(Class::Persistent, Queue::Small), None);
+        assert_eq!(zsmalloc.coldest(Class::Ephemeral, Queue::Small).unwrap().start, 0);
         handles.into_iter().for_each(|handle| zsmalloc.free(handle));
         zsmalloc.give_back(true);
         let usage = zsmalloc.usage();

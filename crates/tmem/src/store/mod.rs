@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use crate::alloc::{
-    Allocator, AllocatorKind, AnyAllocator, HEADER_BYTES, Handle, NewZpage, NoRoom, PART_BYTES_MAX, PARTS_MAX,
+    Allocator, AllocatorKind, AnyAllocator, HEADER_BYTES, Handle, NewZpage, NoRoom, PART_BYTES_MAX, PARTS_MAX, Queue,
 };
 use crate::budget::{Budget, Purpose};
 use crate::codec::{CodecKind, Contexts, Encoding};
@@ -252,7 +252,7 @@ impl Store {
                 let owner = Slot::Entry { shard: number, leaf, slot }.into();
                 let (encoding, check, payload) = (parcel.encoding, parcel.check, parcel.payload);
                 let zpage = NewZpage { encoding, check, owner, payload };
-                self.zpages.store(state.class(), &zpage, Purpose::Admit).map(Word::ram)
+                self.zpages.store(state.class(), Queue::Small, &zpage, Purpose::Admit).map(Word::ram)
             }
         };
         let word = match placed {

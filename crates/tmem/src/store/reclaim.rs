@@ -6,7 +6,7 @@
 use std::sync::atomic::Ordering::Relaxed;
 
 use super::Store;
-use crate::alloc::{Allocator, Class, FrameId, Tenant, Tenants, Usage};
+use crate::alloc::{Allocator, Class, FrameId, Queue, Tenant, Tenants, Usage};
 use crate::budget::Purpose;
 use crate::index::{Slot, Word};
 use crate::page::PAGE_SIZE;
@@ -150,7 +150,7 @@ impl Store {
 
     /// Drops the ephemeral pages of the oldest segment; those used since they were stored move on, once.
     fn evict_coldest(&self) -> bool {
-        let Some(frames) = self.zpages.coldest(Class::Ephemeral) else {
+        let Some(frames) = self.zpages.coldest(Class::Ephemeral, Queue::Small) else {
             return false;
         };
         let mut tenants = Tenants::new();
