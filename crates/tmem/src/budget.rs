@@ -12,7 +12,16 @@ const RESERVE_BYTES_MAX: u64 = 64 << 10;
 pub(crate) struct Budget {
     limit: AtomicU64,
     used: AtomicU64,
+    /// Bytes that were admitted so far, for pages from outside and for moves.
+    admitted: AtomicU64,
+    moved: AtomicU64,
+    /// `admitted` when [`wanted_room`](Self::wanted_room) was asked last, and its answer.
+    seen: AtomicU64,
+    wanted: AtomicU64,
 }
+
+/// What [`Budget::wanted_room`] answers at least.
+const ROOM_BYTES_MIN: u64 = 64 << 10;
 
 /// On whose behalf memory is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,7 +34,14 @@ pub(crate) enum Purpose {
 
 impl Budget {
     pub(crate) fn new(limit: u64) -> Self {
-        Self { limit: AtomicU64::new(limit), used: AtomicU64::new(0) }
+        Self {
+            limit: AtomicU64::new(limit),
+            used: AtomicU64::new(0),
+            admitted: AtomicU64::new(0),
+            moved: AtomicU64::new(0),
+            seen: AtomicU64::new(0),
+            wanted: AtomicU64::new(0),
+        }
     }
 
     pub(crate) fn limit(&self) -> u64 {
@@ -52,12 +68,34 @@ impl Budget {
     /// Takes `bytes` if they fit. The count is a plain counter: no other memory is published through it.
     pub(crate) fn admit(&self, bytes: u64, purpose: Purpose) -> bool {
         let ceiling = self.ceiling(purpose);
-        self.used
-            .fetch_update(Relaxed, Relaxed, |used| {
-                let after = used + bytes;
-                (after <= ceiling).then_some(after)
-            })
-            .is_ok()
+        let fits = self.used.fetch_update(Relaxed, Relaxed, |used| {
+            let after = used + bytes;
+            (after <= ceiling).then_some(after)
+        });
+        let counter = match purpose {
+            Purpose::Admit => &self.admitted,
+            Purpose::Move => &self.moved,
+        };
+        if fits.is_ok() {
+            counter.fetch_add(bytes, Relaxed);
+        }
+        fits.is_ok()
+    }
+
+    /// Bytes that moves took so far.
+    pub(crate) fn moved(&self) -> u64 {
+        self.moved.load(Relaxed)
+    }
+
+    /// How much should be free so that nobody has to wait until this is asked again: twice what was admitted since it was
+    /// asked last, and at least half of the last answer, up to a sixteenth of all.
+    pub(crate) fn wanted_room(&self) -> u64 {
+        let admitted = self.admitted.load(Relaxed);
+        let recent = admitted - self.seen.swap(admitted, Relaxed).min(admitted);
+        let wanted = (2 * recent).max(self.wanted.load(Relaxed) / 2);
+        let wanted = wanted.min(self.limit() / 16).max(ROOM_BYTES_MIN);
+        self.wanted.store(wanted, Relaxed);
+        wanted
     }
 
     /// Whether `bytes` would fit now.

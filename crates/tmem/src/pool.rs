@@ -42,7 +42,7 @@ pub enum PoolKind {
 }
 
 /// How a pool behaves.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct PoolOptions {
     /// A get takes the page out of the store.
@@ -51,6 +51,18 @@ pub struct PoolOptions {
     pub frozen: bool,
     /// The most payload bytes that the pool may hold; `None` for no limit but the budget.
     pub cap_bytes: Option<u64>,
+    /// The pool's part of the room that all ephemeral pools share, beside the weights of the others. Pages of pools that are
+    /// over their part are dropped first. A persistent pool needs none.
+    pub weight: u32,
+}
+
+/// What a pool weighs unless it is said.
+const WEIGHT: u32 = 100;
+
+impl Default for PoolOptions {
+    fn default() -> Self {
+        Self { exclusive_gets: false, frozen: false, cap_bytes: None, weight: WEIGHT }
+    }
 }
 
 impl PoolOptions {
@@ -65,6 +77,13 @@ impl PoolOptions {
     #[must_use]
     pub fn frozen(mut self, frozen: bool) -> Self {
         self.frozen = frozen;
+        self
+    }
+
+    /// Sets [`weight`](Self::weight).
+    #[must_use]
+    pub fn weight(mut self, weight: u32) -> Self {
+        self.weight = weight;
         self
     }
 
@@ -118,6 +137,7 @@ pub(crate) struct PoolSlot {
     state: AtomicU32,
     /// `u64::MAX` for none.
     pub(crate) cap: AtomicU64,
+    pub(crate) weight: AtomicU32,
     /// Pages of the pool.
     pub(crate) pages: AtomicU64,
     /// Their payload bytes, as far as the pool put them itself: shared pages count for nobody.
@@ -128,13 +148,20 @@ pub(crate) struct PoolSlot {
 #[derive(Debug)]
 pub(crate) struct Pools {
     chunks: [OnceLock<Box<[PoolSlot; CHUNK]>>; CHUNKS],
+    /// Ephemeral pools that live, and their weights together.
+    ephemeral: AtomicU64,
+    ephemeral_weight: AtomicU64,
 }
 
 impl Pools {
     pub(crate) const CHUNK_BYTES: usize = CHUNK * size_of::<PoolSlot>();
 
     pub(crate) fn new() -> Self {
-        Self { chunks: [const { OnceLock::new() }; CHUNKS] }
+        Self {
+            chunks: [const { OnceLock::new() }; CHUNKS],
+            ephemeral: AtomicU64::new(0),
+            ephemeral_weight: AtomicU64::new(0),
+        }
     }
 
     /// The slot of a pool, also when the pool has ended and is being emptied.
@@ -168,7 +195,11 @@ impl Pools {
                 Box::new(std::array::from_fn(|_| PoolSlot::new()))
             });
             for (at, slot) in slots.iter().enumerate() {
-                if let Some(generation) = slot.claim(flags, cap) {
+                if let Some(generation) = slot.claim(flags, cap, options.weight) {
+                    if kind == PoolKind::Ephemeral {
+                        self.ephemeral.fetch_add(1, Ordering::Relaxed);
+                        self.ephemeral_weight.fetch_add(options.weight.into(), Ordering::Relaxed);
+                    }
                     let id = PoolId::new((number * CHUNK + at) as u32, generation);
                     return Ok((id, made));
                 }
@@ -180,22 +211,43 @@ impl Pools {
 
     /// Ends a pool: from now on nobody finds it. `false` if it was not there.
     pub(crate) fn end(&self, id: PoolId) -> bool {
-        self.change(id, |state| state & !LIVE)
+        let Some(state) = self.change(id, |state| state & !LIVE) else {
+            return false;
+        };
+        if state.kind() == PoolKind::Ephemeral {
+            let weight = self.slot(id).map_or(0, |slot| slot.weight.load(Ordering::Relaxed));
+            self.ephemeral.fetch_sub(1, Ordering::Relaxed);
+            self.ephemeral_weight.fetch_sub(weight.into(), Ordering::Relaxed);
+        }
+        true
     }
 
     pub(crate) fn set_frozen(&self, id: PoolId, frozen: bool) -> bool {
-        self.change(id, |state| if frozen { state | FROZEN } else { state & !FROZEN })
+        self.change(id, |state| if frozen { state | FROZEN } else { state & !FROZEN }).is_some()
     }
 
-    fn change(&self, id: PoolId, to: impl Fn(u32) -> u32) -> bool {
-        let Some(slot) = self.slot(id) else {
+    /// Ephemeral pools that live.
+    pub(crate) fn ephemeral(&self) -> u64 {
+        self.ephemeral.load(Ordering::Relaxed)
+    }
+
+    /// Whether an ephemeral pool has clearly less than its part of the bytes that all of them hold together.
+    pub(crate) fn is_below_share(&self, id: PoolId, all_bytes: u64) -> bool {
+        let Some((_, slot)) = self.find(id) else {
             return false;
         };
-        let changed = slot.state.fetch_update(Ordering::AcqRel, Ordering::Acquire, |state| {
+        let [bytes, weight] = [slot.bytes.load(Ordering::Relaxed), slot.weight.load(Ordering::Relaxed).into()];
+        let weights = self.ephemeral_weight.load(Ordering::Relaxed);
+        u128::from(bytes + bytes / 16) * u128::from(weights) < u128::from(weight) * u128::from(all_bytes)
+    }
+
+    /// Changes the state of a pool that lives and answers what it was.
+    fn change(&self, id: PoolId, to: impl Fn(u32) -> u32) -> Option<PoolState> {
+        let changed = self.slot(id)?.state.fetch_update(Ordering::AcqRel, Ordering::Acquire, |state| {
             let live = state & LIVE != 0 && state >> FLAG_BITS == id.generation();
             live.then(|| to(state))
         });
-        changed.is_ok()
+        changed.ok().map(PoolState)
     }
 
     /// The pools that live.
@@ -213,13 +265,14 @@ impl PoolSlot {
         Self {
             state: AtomicU32::new(0),
             cap: AtomicU64::new(u64::MAX),
+            weight: AtomicU32::new(0),
             pages: AtomicU64::new(0),
             bytes: AtomicU64::new(0),
         }
     }
 
     /// Makes a pool of a slot that has none and answers its generation.
-    fn claim(&self, flags: u32, cap: u64) -> Option<u32> {
+    fn claim(&self, flags: u32, cap: u64, weight: u32) -> Option<u32> {
         let state = self.state.load(Ordering::Relaxed);
         // A pool that is being emptied still has pages; its slot comes free with the last of them.
         if state & LIVE != 0 || state == CLAIMED || self.pages.load(Ordering::Relaxed) > 0 {
@@ -229,6 +282,7 @@ impl PoolSlot {
         // One value less than fits, so that no generation looks like `CLAIMED`.
         let generation = ((state >> FLAG_BITS) + 1) % GENERATION_MASK;
         self.cap.store(cap, Ordering::Relaxed);
+        self.weight.store(weight, Ordering::Relaxed);
         self.bytes.store(0, Ordering::Relaxed);
         // Release pairs with the Acquire in `find`.
         self.state.store(generation << FLAG_BITS | flags, Ordering::Release);

@@ -38,6 +38,18 @@ pub struct Stats {
     pub flushed: u64,
     /// Ephemeral pages that were dropped for room.
     pub evictions: u64,
+    /// Whole frames that reclaim took back.
+    pub reclaimed_frames: u64,
+    /// Persistent pages that were handed to their owner.
+    pub written_back: u64,
+    /// Pages that reclaim let stay because they were used or because their pool is below its share.
+    pub second_chances: u64,
+    /// Pages that changed while reclaim was at them.
+    pub lost_races: u64,
+    /// Persistent pages that their owner would not take.
+    pub declined: u64,
+    /// Pages that were put again soon after they were dropped.
+    pub refaults: u64,
     /// Zpages that were moved to close holes.
     pub moves: u64,
     /// Bytes that those moves copied.
@@ -64,6 +76,48 @@ pub struct Put {
     pub stored_bytes: u32,
     /// The key held a page before.
     pub replaced: bool,
+}
+
+/// What a call of the shrinker did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Reclaim {
+    /// Whole frames that went back to the system meanwhile, less those that moves took.
+    pub frames: u64,
+    /// Ephemeral pages that were dropped.
+    pub evicted: u64,
+    /// Persistent pages that were handed to their owner.
+    pub written_back: u64,
+    /// Zpages that were moved to close holes.
+    pub moved: u64,
+    /// Pages that were let stay because they were used or because their pool is below its share.
+    pub second_chances: u64,
+    /// Pages that changed meanwhile, which were left alone.
+    pub lost_races: u64,
+    /// Persistent pages that their owner would not take.
+    pub declined: u64,
+    /// Persistent pages that have several names since a clone, which nobody can write back.
+    pub shared: u64,
+    /// Persistent pages that are damaged.
+    pub damaged: u64,
+    /// Pages that would have stayed if there had been room to move them to.
+    pub no_room: u64,
+    /// Why it was not more; nothing if it was enough.
+    pub short: Option<Short>,
+}
+
+/// Why the shrinker could not take back what it was asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Short {
+    /// There is no page left to take.
+    Empty,
+    /// What is left is persistent, and there is no owner to write it back to.
+    Persistent,
+    /// What is left is persistent, and its owner declined some of it.
+    Declined,
+    /// What is left is shared, damaged or changing too fast, or its frames hold other pages as well.
+    Pinned,
 }
 
 /// What a step of background work did.

@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 use super::{
     Allocator, Class, FrameId, Handle, Log, NewZpage, NoRoom, Owner, Queue, Striped, Tenants, Usage, Zpage, Zsmalloc,
@@ -30,21 +31,22 @@ pub(crate) enum AnyAllocator {
 }
 
 impl AnyAllocator {
-    /// `parts` allocators side by side, each with address space for `bytes`, or at least `bytes_min`.
+    /// `parts` allocators side by side, each with address space for `bytes`, or at least `bytes_min`. `clock` counts the
+    /// regions that they begin.
     ///
     /// # Errors
     /// When the system gives no address space.
     pub(crate) fn new(
         kind: AllocatorKind,
         budget: &Arc<Budget>,
+        clock: &Arc<AtomicU64>,
         parts: usize,
         bytes: usize,
         bytes_min: usize,
     ) -> Result<Self, Error> {
-        let clock = Arc::default();
         let frames: Result<Vec<_>, Error> = (0..parts).map(|_| Frames::reserve(bytes, bytes_min)).collect();
         let frames = frames?.into_iter();
-        let with = |frames| (frames, Arc::clone(budget), Arc::clone(&clock));
+        let with = |frames| (frames, Arc::clone(budget), Arc::clone(clock));
         Ok(match kind {
             AllocatorKind::Log => {
                 let parts = frames.map(with).map(|(frames, budget, clock)| Log::new(frames, budget, clock));

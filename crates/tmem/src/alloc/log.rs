@@ -177,6 +177,7 @@ impl Log {
             given += u64::from(waiting.count_ones());
         }
         books.usage.frame_bytes -= given * PAGE_SIZE as u64;
+        books.usage.returned_frames += given;
         self.budget.refund(given * PAGE_SIZE as u64);
         given
     }
@@ -201,6 +202,7 @@ impl Log {
         }
         books.dead_frames -= given;
         books.usage.frame_bytes -= given * PAGE_SIZE as u64;
+        books.usage.returned_frames += given;
         self.budget.refund(given * PAGE_SIZE as u64);
         given
     }

@@ -165,6 +165,8 @@ pub(crate) struct Usage {
     pub(crate) frame_bytes: u64,
     /// Those of them that were brought in ahead of need.
     pub(crate) waiting_bytes: u64,
+    /// Frames given back to the system so far.
+    pub(crate) returned_frames: u64,
     /// Bytes of the allocator's own tables.
     pub(crate) table_bytes: u64,
 }

@@ -122,6 +122,7 @@ impl<A: Allocator> Allocator for Striped<A> {
             sum.live_bytes += usage.live_bytes;
             sum.frame_bytes += usage.frame_bytes;
             sum.waiting_bytes += usage.waiting_bytes;
+            sum.returned_frames += usage.returned_frames;
             sum.table_bytes += usage.table_bytes;
         }
         sum

@@ -245,6 +245,7 @@ impl Zsmalloc {
         }
         books.spare_frames = 0;
         books.usage.frame_bytes -= given * PAGE_SIZE as u64;
+        books.usage.returned_frames += given;
         self.budget.refund(given * PAGE_SIZE as u64);
         for segment in 0..books.segments.len() {
             self.dissolve(books, segment);

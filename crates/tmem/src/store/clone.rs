@@ -35,6 +35,7 @@ impl Store {
             exclusive_gets: state.exclusive_gets(),
             frozen: state.frozen(),
             cap_bytes: (cap != u64::MAX).then_some(cap),
+            weight: slot.weight.load(Relaxed),
         };
         let to = self.create_pool(state.kind(), options)?;
         if state.kind() == PoolKind::Ephemeral {

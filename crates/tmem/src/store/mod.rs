@@ -4,21 +4,25 @@ mod clone;
 mod ranges;
 mod reclaim;
 
-use std::sync::Arc;
+pub use reclaim::WriteBack;
+
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, OnceLock};
 
 use crate::alloc::{
-    Allocator, AllocatorKind, AnyAllocator, HEADER_BYTES, Handle, NewZpage, NoRoom, PART_BYTES_MAX, PARTS_MAX, Queue,
+    Allocator, AllocatorKind, AnyAllocator, Class, HEADER_BYTES, Handle, NewZpage, NoRoom, PART_BYTES_MAX, PARTS_MAX,
+    Queue, Zpage,
 };
 use crate::budget::{Budget, Purpose};
 use crate::codec::{CodecKind, Contexts, Encoding};
 use crate::error::{Error, ErrorKind};
+use crate::ghosts::Ghosts;
 use crate::index::{Directory, LEAVES_MAX, LeafKey, Place, SHARDS_MAX, Shard, Shards, Slot, Word};
 use crate::key::Key;
 use crate::page::{PAGE_SIZE, Page, fill, payload_check, same_filled};
 use crate::pool::{PoolId, PoolKind, PoolOptions, PoolSlot, PoolState, Pools};
 use crate::shared::SharedTable;
-use crate::stats::{PoolStats, Put, Stats};
+use crate::stats::{PoolStats, Put, Reclaim, Stats};
 use crate::sync::{read, write};
 use crate::threads::GetCounters;
 
@@ -98,10 +102,30 @@ const PUT_ATTEMPTS_MAX: u32 = 4;
 #[derive(Debug, Default)]
 struct Events {
     refusals: AtomicU64,
+    reclaimed_frames: AtomicU64,
     evictions: AtomicU64,
+    written_back: AtomicU64,
+    second_chances: AtomicU64,
+    lost_races: AtomicU64,
+    declined: AtomicU64,
     moves: AtomicU64,
     moved_bytes: AtomicU64,
     corrupt: AtomicU64,
+}
+
+impl Events {
+    fn add(&self, report: &Reclaim) {
+        for (counter, more) in [
+            (&self.reclaimed_frames, report.frames),
+            (&self.evictions, report.evicted),
+            (&self.written_back, report.written_back),
+            (&self.second_chances, report.second_chances),
+            (&self.lost_races, report.lost_races),
+            (&self.declined, report.declined),
+        ] {
+            counter.fetch_add(more, Relaxed);
+        }
+    }
 }
 
 /// A store of pages with a hard byte budget. See the [crate] for what it promises.
@@ -113,6 +137,10 @@ pub struct Store {
     directory: Directory,
     shared: SharedTable,
     pools: Pools,
+    /// Made with the first ephemeral pool.
+    ghosts: OnceLock<Ghosts>,
+    /// Counts the regions that the allocator began.
+    clock: Arc<AtomicU64>,
     gets: GetCounters,
     events: Events,
     /// The live bytes in a frame, in sixteenths of it, up to which compaction takes it at present.
@@ -154,7 +182,8 @@ impl Store {
         let parts = config.threads.clamp(1, PARTS_MAX);
         let wanted = usize::try_from(budget_bytes.saturating_mul(RESERVE_FACTOR)).unwrap_or(usize::MAX);
         let wanted = wanted.max(RESERVE_BYTES_MIN).min(PART_BYTES_MAX * parts);
-        let zpages = AnyAllocator::new(config.allocator, &budget, parts, wanted / parts, RESERVE_BYTES_LEAST)?;
+        let clock = Arc::default();
+        let zpages = AnyAllocator::new(config.allocator, &budget, &clock, parts, wanted / parts, RESERVE_BYTES_LEAST)?;
         let shards = Shards::new(config.shards.clamp(1, SHARDS_MAX).next_power_of_two());
         budget.charge((size_of::<Self>() + shards.fixed_bytes()) as u64);
         Ok(Self {
@@ -165,6 +194,8 @@ impl Store {
             directory: Directory::new(),
             shared: SharedTable::new(),
             pools: Pools::new(),
+            ghosts: OnceLock::new(),
+            clock,
             gets: GetCounters::default(),
             events: Events::default(),
             clean_level: AtomicU64::new(reclaim::LEVEL_MIN),
@@ -179,6 +210,13 @@ impl Store {
         let (pool, made) = self.pools.create(kind, &options)?;
         if made {
             self.budget.charge(Pools::CHUNK_BYTES as u64);
+        }
+        if kind == PoolKind::Ephemeral {
+            self.ghosts.get_or_init(|| {
+                let ghosts = Ghosts::new(self.budget.limit());
+                self.budget.charge(ghosts.bytes());
+                ghosts
+            });
         }
         Ok(pool)
     }
@@ -252,7 +290,11 @@ impl Store {
                 let owner = Slot::Entry { shard: number, leaf, slot }.into();
                 let (encoding, check, payload) = (parcel.encoding, parcel.check, parcel.payload);
                 let zpage = NewZpage { encoding, check, owner, payload };
-                self.zpages.store(state.class(), Queue::Small, &zpage, Purpose::Admit).map(Word::ram)
+                let queue = match (state.class(), self.ghosts.get()) {
+                    (Class::Ephemeral, Some(ghosts)) => ghosts.admit(hash, slot),
+                    _ => Queue::Small,
+                };
+                self.zpages.store(state.class(), queue, &zpage, Purpose::Admit).map(Word::ram)
             }
         };
         let word = match placed {
@@ -402,7 +444,7 @@ impl Store {
         let Some(word) = leaf.and_then(|leaf| leaf.get(slot)) else {
             return Ok(false);
         };
-        self.expand_word(word, state.kind() == PoolKind::Ephemeral, out)?;
+        self.expand_word(word, true, out)?;
         Ok(true)
     }
 
@@ -436,15 +478,12 @@ impl Store {
     }
 
     fn expand(&self, handle: Handle, used: bool, out: &mut Page) -> Result<(), Error> {
-        let answer = self.zpages.read(handle, used, |zpage| {
-            if payload_check(zpage.payload) != zpage.check {
-                let what = "its checksum is wrong";
-                return Err(ErrorKind::Corrupt { what }.into());
-            }
-            let what = "its header is wrong";
-            let encoding = zpage.encoding.ok_or(ErrorKind::Corrupt { what })?;
-            self.contexts.expand(&self.budget, encoding, zpage.payload, out)
-        });
+        self.zpages.read(handle, used, |zpage| self.expand_zpage(&zpage, out))
+    }
+
+    fn expand_zpage(&self, zpage: &Zpage<'_>, out: &mut Page) -> Result<(), Error> {
+        let answer =
+            examine(zpage).and_then(|encoding| self.contexts.expand(&self.budget, encoding, zpage.payload, out));
         if answer.is_err() {
             self.events.corrupt.fetch_add(1, Relaxed);
         }
@@ -513,6 +552,12 @@ impl Store {
             budget_bytes: self.budget.limit(),
             pools: self.pools.count(),
             refusals: self.events.refusals.load(Relaxed),
+            reclaimed_frames: self.events.reclaimed_frames.load(Relaxed),
+            written_back: self.events.written_back.load(Relaxed),
+            second_chances: self.events.second_chances.load(Relaxed),
+            lost_races: self.events.lost_races.load(Relaxed),
+            declined: self.events.declined.load(Relaxed),
+            refaults: self.ghosts.get().map_or(0, Ghosts::hits),
             evictions: self.events.evictions.load(Relaxed),
             moves: self.events.moves.load(Relaxed),
             moved_bytes: self.events.moved_bytes.load(Relaxed),
@@ -532,6 +577,16 @@ impl Store {
         stats.original_bytes = stats.pages * PAGE_SIZE as u64;
         stats
     }
+}
+
+/// How a zpage is to be read, if it is what was stored.
+fn examine(zpage: &Zpage<'_>) -> Result<Encoding, Error> {
+    if payload_check(zpage.payload) != zpage.check {
+        let what = "its checksum is wrong";
+        return Err(ErrorKind::Corrupt { what }.into());
+    }
+    let what = "its header is wrong";
+    zpage.encoding.ok_or_else(|| ErrorKind::Corrupt { what }.into())
 }
 
 impl<'a> Parcel<'a> {

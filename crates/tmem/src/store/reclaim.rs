@@ -1,17 +1,22 @@
-//! Taking frames back: holes are closed by moving what lives beside them, ephemeral pages are dropped, oldest first.
+//! The shrinker: whole frames are taken back, roughly in order of age.
 //!
-//! A move replaces one word, under its lock, and only if it is still the word that the frame's account named. So there is
-//! no lock over a whole pass, nobody waits for more than one copy of a zpage, and what changed meanwhile is left alone.
+//! Holes are closed by moving what lives beside them. Where that is not enough, the coldest frames are emptied one after the
+//! other: an ephemeral page is dropped, a persistent one is written back to its owner, what was used since it was stored gets
+//! a second chance and moves on. All of it replaces one word at a time, under its lock, and only if it is still the word that
+//! the frame's account named: there is no lock over a whole pass, nobody waits for more than one page's work, and what
+//! changed meanwhile is left alone.
 
 use std::sync::atomic::Ordering::Relaxed;
 
 use super::Store;
-use crate::alloc::{Allocator, Class, FrameId, Queue, Tenant, Tenants, Usage};
+use crate::alloc::{Allocator, Class, FrameId, Handle, NoRoom, Queue, Tenant, Tenants, Usage, Zpage};
 use crate::budget::Purpose;
-use crate::index::{Slot, Word};
-use crate::page::PAGE_SIZE;
-use crate::stats::Maintenance;
-use crate::sync::write;
+use crate::codec::{Encoding, PAYLOAD_BYTES_MAX};
+use crate::index::{LEAF_SLOTS, LeafKey, Slot, Word};
+use crate::key::Key;
+use crate::page::{PAGE_SIZE, Page};
+use crate::stats::{Maintenance, Reclaim, Short};
+use crate::sync::{read, write};
 
 /// Live sixteenths of a frame up to which compaction takes it. It starts with the emptiest frames and goes on to fuller
 /// ones only when a whole round has found none.
@@ -23,18 +28,80 @@ const STEP_FRAMES_MAX: u32 = 256;
 const WASTE_FLOOR_BYTES: u64 = 6 * PAGE_SIZE as u64;
 /// Background compaction keeps the waste below this part of the live bytes.
 const WASTE_PART_IDLE: u64 = 14;
-/// A put that needs room closes holes first if they are more than this part of the live bytes, else drops pages first.
+/// Reclaim closes holes first if they are more than this part of the live bytes, else it drops pages first.
 const WASTE_PART_SHORT: u64 = 8;
 /// Below this part, moving costs more than refusing.
 const WASTE_PART_MIN: u64 = 48;
-/// Rounds of making room for one put.
-const ROUNDS_MAX: u32 = 64;
+/// Rounds without a frame taken back after which reclaim says that there is nothing more.
+const IDLE_ROUNDS_MAX: u32 = 64;
+/// Pages of pools below their share that one call moves out of the way before it takes them as well.
+const PROTECTED_MAX: u64 = 512;
+/// A put that finds no room takes back a little more than it needs.
+const FRAMES_AT_ONCE: u64 = 16;
+/// Persistent pages are written back when they are this many times as old as the oldest ephemeral ones.
+const PERSISTENT_AGE_FACTOR: u64 = 2;
+
+/// Where persistent pages go when frames are taken back: the owner's swap device, another store, a file.
+///
+/// A page is first [written](Self::write) while gets are still served from the store. If nobody changed it meanwhile it is
+/// [committed](Self::commit) in the same moment in which the store forgets it; otherwise its copy is
+/// [discarded](Self::discard). The owner looks for a page in the store first and among the committed copies next, and
+/// forgets a committed copy *before* it puts or flushes the page again.
+pub trait WriteBack {
+    /// Takes a copy of a page and says under which number; `None` if it cannot. Runs without any lock of the store, which
+    /// it may use.
+    fn write(&self, key: Key, page: &Page) -> Option<u64>;
+
+    /// The store forgets the page: its copy is the only one from now on. Runs under a lock of the store and must not use it.
+    fn commit(&self, key: Key, copy: u64);
+
+    /// The page was replaced or flushed meanwhile: the copy is out of date. Runs without any lock of the store.
+    fn discard(&self, key: Key, copy: u64);
+}
+
+/// What became of a tenant that was to move.
+enum Move {
+    Moved,
+    /// Its word is another one by now.
+    Gone,
+    NoRoom,
+}
 
 fn waste_exceeds(usage: &Usage, part: u64) -> bool {
     usage.waste_bytes() > usage.live_bytes / part + WASTE_FLOOR_BYTES
 }
 
+/// One call of the shrinker: what it may do and what it did.
+struct Pass<'a> {
+    store: &'a Store,
+    write_back: Option<&'a dyn WriteBack>,
+    /// Frames returned and bytes taken for moves when it began.
+    before: (u64, u64),
+    protected: u64,
+    report: Reclaim,
+}
+
 impl Store {
+    /// Takes back at least `frames` whole frames, or says in [`Reclaim::short`] why not. Ephemeral pages are dropped, oldest
+    /// first, and holes closed; persistent pages are handed to `write_back` if there is one. May be called from any thread
+    /// at any time.
+    pub fn reclaim(&self, frames: u64, write_back: Option<&dyn WriteBack>) -> Reclaim {
+        let mut pass = Pass::new(self, write_back);
+        pass.run(|pass| pass.net_frames() >= frames);
+        pass.finish()
+    }
+
+    /// Background reclaim: when less is free than was asked for since the last call, takes frames back until half as much
+    /// again is free, so that puts need not wait. Call it from a thread of its own, every few milliseconds under load.
+    pub fn balance(&self, write_back: Option<&dyn WriteBack>) -> Reclaim {
+        let low = self.budget.wanted_room();
+        let mut pass = Pass::new(self, write_back);
+        if !self.budget.has_room(low, Purpose::Admit) {
+            pass.run(|pass| pass.store.budget.has_room(low + low / 2, Purpose::Admit));
+        }
+        pass.finish()
+    }
+
     /// A step of background work: closes holes and gives frames back, a bounded amount per call. May be called from any
     /// thread at any time; a good time is after every few hundred puts or flushes, and again while it answers `more`.
     pub fn maintain(&self) -> Maintenance {
@@ -53,6 +120,22 @@ impl Store {
     #[cfg(loom)]
     pub fn move_sparse(&self) -> u64 {
         self.zpages.sparse_frame(PAGE_SIZE).map_or(0, |frame| self.empty(frame))
+    }
+
+    /// Makes room for a zpage of `bytes`. `false` when nothing more can be taken back.
+    pub(super) fn make_room(&self, bytes: usize) -> bool {
+        // The zpage may lie across one frame more than its length says.
+        let needed = ((bytes / PAGE_SIZE + 2) * PAGE_SIZE) as u64;
+        let wanted = needed.max(FRAMES_AT_ONCE.min(self.budget.limit() / PAGE_SIZE as u64 / 256) * PAGE_SIZE as u64);
+        let mut pass = Pass::new(self, None);
+        pass.run(|pass| pass.store.budget.has_room(wanted, Purpose::Admit));
+        pass.finish();
+        self.budget.has_room(needed, Purpose::Admit)
+    }
+
+    /// Bytes of live zpages in the small and in the main queue.
+    fn queue_bytes(&self, class: Class) -> [u64; 2] {
+        [Queue::Small, Queue::Main].map(|queue| self.zpages.queue_bytes(class, queue))
     }
 
     /// Empties sparse frames until the waste is below its part of the live bytes. Says how many zpages moved.
@@ -82,110 +165,301 @@ impl Store {
     fn empty(&self, frame: FrameId) -> u64 {
         let mut tenants = Tenants::new();
         self.zpages.tenants(frame, &mut tenants);
-        let moved = tenants.as_slice().iter().filter(|tenant| self.relocate(tenant));
-        moved.count() as u64
+        let relocate = |tenant: &&Tenant| matches!(self.replace(tenant, |h| self.zpages.relocate(h)), Move::Moved);
+        tenants.as_slice().iter().filter(relocate).count() as u64
     }
 
-    /// Moves a zpage, if it is still where it was seen.
-    fn relocate(&self, tenant: &Tenant) -> bool {
+    /// Replaces the word that names a zpage by what `to` makes of its handle, if the zpage is still where it was seen.
+    fn replace(&self, tenant: &Tenant, to: impl FnOnce(Handle) -> Result<Handle, NoRoom>) -> Move {
         let handle = tenant.handle;
-        let moved = match Slot::from(tenant.owner) {
+        let (bytes, target) = match Slot::from(tenant.owner) {
             Slot::Entry { shard, leaf, slot } => {
                 let mut shard = write(self.shards.get(shard));
-                let Some(leaf) = shard.leaf_mut(leaf) else {
-                    return false;
+                let Some(leaf) = shard.leaf_mut(leaf).filter(|leaf| leaf.get(slot) == Some(Word::ram(handle))) else {
+                    return Move::Gone;
                 };
-                if leaf.get(slot) != Some(Word::ram(handle)) {
-                    return false;
-                }
                 let bytes = self.zpages.payload_bytes(handle);
-                let Ok(target) = self.zpages.relocate(handle) else {
-                    return false;
+                let Ok(target) = to(handle) else {
+                    return Move::NoRoom;
                 };
                 leaf.set(slot, Word::ram(target));
-                bytes
+                (bytes, target)
             }
             Slot::Shared(row) => {
                 let mut rows = write(self.shared.part(row));
                 if rows.find(row) != Some(handle) {
-                    return false;
+                    return Move::Gone;
                 }
                 let bytes = self.zpages.payload_bytes(handle);
-                let Ok(target) = self.zpages.relocate(handle) else {
-                    return false;
+                let Ok(target) = to(handle) else {
+                    return Move::NoRoom;
                 };
                 rows.set_handle(row, target);
-                bytes
+                (bytes, target)
             }
         };
-        self.events.moves.fetch_add(1, Relaxed);
-        self.events.moved_bytes.fetch_add(moved.into(), Relaxed);
-        true
-    }
-
-    /// Makes room for a zpage of `bytes`. `false` when nothing more can be taken back.
-    pub(super) fn make_room(&self, bytes: usize) -> bool {
-        // The zpage may lie across one frame more than its length says.
-        let wanted = ((bytes / PAGE_SIZE + 2) * PAGE_SIZE) as u64;
-        for _ in 0..ROUNDS_MAX {
-            if self.zpages.give_back(true) > 0 && self.budget.has_room(wanted, Purpose::Admit) {
-                return true;
-            }
-            let usage = self.zpages.usage();
-            let progress = if waste_exceeds(&usage, WASTE_PART_SHORT) {
-                self.compact(WASTE_PART_SHORT, 16) > 0 || self.evict_coldest()
-            } else {
-                self.evict_coldest() || self.compact(WASTE_PART_MIN, 16) > 0
-            };
-            self.zpages.give_back(true);
-            if self.budget.has_room(wanted, Purpose::Admit) {
-                return true;
-            }
-            if !progress {
-                return false;
-            }
+        if target != handle {
+            self.events.moves.fetch_add(1, Relaxed);
+            self.events.moved_bytes.fetch_add(bytes.into(), Relaxed);
         }
-        false
-    }
-
-    /// Drops the ephemeral pages of the oldest segment; those used since they were stored move on, once.
-    fn evict_coldest(&self) -> bool {
-        let Some(frames) = self.zpages.coldest(Class::Ephemeral, Queue::Small) else {
-            return false;
-        };
-        let mut tenants = Tenants::new();
-        let mut gone = 0;
-        for frame in frames {
-            self.zpages.tenants(FrameId(frame), &mut tenants);
-            for tenant in tenants.as_slice() {
-                if tenant.class != Class::Ephemeral {
-                    // The segment was emptied and filled again by somebody else meanwhile.
-                    continue;
-                }
-                let stays = tenant.used && self.relocate(tenant);
-                gone += u32::from(!stays && self.evict(tenant));
-            }
-        }
-        gone > 0
+        Move::Moved
     }
 
     /// Drops an ephemeral page, if it is still where it was seen.
-    fn evict(&self, tenant: &Tenant) -> bool {
+    fn evict(&self, tenant: &Tenant, queue: Queue) -> bool {
         let Slot::Entry { shard, leaf, slot } = Slot::from(tenant.owner) else {
             return false;
         };
         let mut shard = write(self.shards.get(shard));
-        let Some(key) = shard.leaf(leaf).map(|leaf| leaf.key()) else {
+        let Some(found) = shard.leaf(leaf).filter(|leaf| leaf.get(slot) == Some(Word::ram(tenant.handle))) else {
             return false;
         };
-        let word = shard.leaf(leaf).and_then(|leaf| leaf.get(slot));
-        if word != Some(Word::ram(tenant.handle)) {
-            return false;
-        }
+        let key = found.key();
+        let hash = self.shards.hasher.hash(&key);
         let pool = self.pools.slot(key.pool).expect("a pool with pages keeps its slot");
         self.forget(&mut shard, leaf, slot, pool);
-        self.drop_leaf_if_empty(&mut shard, self.shards.hasher.hash(&key), leaf);
-        self.events.evictions.fetch_add(1, Relaxed);
+        self.drop_leaf_if_empty(&mut shard, hash, leaf);
+        if let Some(ghosts) = self.ghosts.get() {
+            ghosts.add(hash, slot, queue);
+        }
         true
+    }
+}
+
+impl<'a> Pass<'a> {
+    fn new(store: &'a Store, write_back: Option<&'a dyn WriteBack>) -> Self {
+        let before = (store.zpages.usage().returned_frames, store.budget.moved());
+        Self { store, write_back, before, protected: 0, report: Reclaim::default() }
+    }
+
+    /// Frames that went back to the system since the pass began, less those that moves took.
+    fn net_frames(&self) -> u64 {
+        let returned = self.store.zpages.usage().returned_frames - self.before.0;
+        let taken = (self.store.budget.moved() - self.before.1) / PAGE_SIZE as u64;
+        returned.saturating_sub(taken)
+    }
+
+    fn run(&mut self, enough: impl Fn(&Self) -> bool) {
+        let mut idle_rounds = 0;
+        loop {
+            self.store.zpages.give_back(true);
+            if enough(self) {
+                return;
+            }
+            let frames = self.net_frames();
+            let usage = self.store.zpages.usage();
+            let progress = if waste_exceeds(&usage, WASTE_PART_SHORT) {
+                self.compact(WASTE_PART_SHORT) || self.empty_coldest(&enough)
+            } else {
+                self.empty_coldest(&enough) || self.compact(WASTE_PART_MIN)
+            };
+            self.store.zpages.give_back(true);
+            idle_rounds = if self.net_frames() > frames { 0 } else { idle_rounds + 1 };
+            if !progress || idle_rounds > IDLE_ROUNDS_MAX {
+                if !enough(self) {
+                    self.report.short = Some(self.why_short());
+                }
+                return;
+            }
+        }
+    }
+
+    fn why_short(&self) -> Short {
+        let [ephemeral, persistent] = [Class::Ephemeral, Class::Persistent].map(|class| self.store.queue_bytes(class));
+        match (ephemeral.iter().sum(), persistent.iter().sum()) {
+            (0_u64, 0_u64) => Short::Empty,
+            (0, _) if self.write_back.is_none() => Short::Persistent,
+            _ if self.report.declined > 0 => Short::Declined,
+            _ => Short::Pinned,
+        }
+    }
+
+    fn finish(mut self) -> Reclaim {
+        self.report.frames = self.net_frames();
+        self.store.events.add(&self.report);
+        self.report
+    }
+
+    fn compact(&mut self, waste_part: u64) -> bool {
+        let moved = self.store.compact(waste_part, 16);
+        self.report.moved += moved;
+        moved > 0
+    }
+
+    /// Empties the coldest frames until it is `enough` or their region ends. Says whether anything changed.
+    fn empty_coldest(&mut self, enough: impl Fn(&Self) -> bool) -> bool {
+        let Some((class, queue)) = self.coldest_queue() else {
+            return false;
+        };
+        let Some(frames) = self.store.zpages.coldest(class, queue) else {
+            return false;
+        };
+        let mut tenants = Tenants::new();
+        let mut changed = false;
+        for frame in frames {
+            self.store.zpages.tenants(FrameId(frame), &mut tenants);
+            for tenant in tenants.as_slice() {
+                // A region may have been emptied and filled again by somebody else meanwhile.
+                if tenant.class == class {
+                    changed |= self.take(tenant, queue);
+                }
+            }
+            if changed && !tenants.as_slice().is_empty() {
+                self.store.zpages.give_back(true);
+                if enough(self) {
+                    break;
+                }
+            }
+        }
+        changed
+    }
+
+    /// Which queue has the coldest frames that may be emptied.
+    fn coldest_queue(&self) -> Option<(Class, Queue)> {
+        let zpages = &self.store.zpages;
+        let age = |class, queue| zpages.coldest_age(class, queue);
+        let [small, main] = self.store.queue_bytes(Class::Ephemeral);
+        let small_max = self.store.ghosts.get().map_or(0, |ghosts| ghosts.small_bytes(small + main));
+        let queue = if main == 0 || small > small_max { Queue::Small } else { Queue::Main };
+        let ephemeral = age(Class::Ephemeral, queue).map(|age| (age, queue));
+        let persistent = [Queue::Small, Queue::Main].map(|queue| Some((age(Class::Persistent, queue)?, queue)));
+        let persistent =
+            persistent.into_iter().flatten().min_by_key(|(age, _)| *age).filter(|_| self.write_back.is_some());
+        let now = self.store.clock.load(Relaxed);
+        match (ephemeral, persistent) {
+            (Some((young, queue)), Some((old, _))) if now - old <= PERSISTENT_AGE_FACTOR * (now - young) => {
+                Some((Class::Ephemeral, queue))
+            }
+            (Some((_, queue)), None) => Some((Class::Ephemeral, queue)),
+            (_, persistent) => persistent.map(|(_, queue)| (Class::Persistent, queue)),
+        }
+    }
+
+    /// Gets a tenant out of its frame, one way or another. Says whether anything changed.
+    fn take(&mut self, tenant: &Tenant, queue: Queue) -> bool {
+        let keep = tenant.used || self.protects(tenant);
+        if keep {
+            match self.store.replace(tenant, |handle| self.store.zpages.keep(handle)) {
+                Move::Moved => {
+                    self.report.second_chances += 1;
+                    return true;
+                }
+                Move::Gone => {
+                    self.report.lost_races += 1;
+                    return false;
+                }
+                Move::NoRoom => self.report.no_room += 1,
+            }
+        }
+        match tenant.class {
+            Class::Ephemeral if self.store.evict(tenant, queue) => self.report.evicted += 1,
+            Class::Ephemeral => {
+                self.report.lost_races += 1;
+                return false;
+            }
+            Class::Persistent => return self.write_back(tenant),
+        }
+        true
+    }
+
+    /// Whether the page's pool is below its share, so that pages of others go first.
+    fn protects(&mut self, tenant: &Tenant) -> bool {
+        let Slot::Entry { shard, leaf, .. } = Slot::from(tenant.owner) else {
+            return false;
+        };
+        if tenant.class == Class::Persistent || self.protected >= PROTECTED_MAX || self.store.pools.ephemeral() < 2 {
+            return false;
+        }
+        let pool = read(self.store.shards.get(shard)).leaf(leaf).map(|leaf| leaf.key().pool);
+        let all_bytes = self.store.queue_bytes(Class::Ephemeral).iter().sum();
+        let protects = pool.is_some_and(|pool| self.store.pools.is_below_share(pool, all_bytes));
+        self.protected += u64::from(protects);
+        protects
+    }
+
+    /// Hands a persistent page to its owner, if it is still where it was seen, and forgets it if nobody changed it
+    /// meanwhile.
+    fn write_back(&mut self, tenant: &Tenant) -> bool {
+        let Some(owner) = self.write_back else {
+            return false;
+        };
+        let store = self.store;
+        let Slot::Entry { shard: number, leaf, slot } = Slot::from(tenant.owner) else {
+            // Nobody knows all of its names: it moves out of the way.
+            self.report.shared += 1;
+            return matches!(store.replace(tenant, |handle| store.zpages.keep(handle)), Move::Moved);
+        };
+        let word = Word::ram(tenant.handle);
+        let shard = read(store.shards.get(number));
+        let Some(found) = shard.leaf(leaf).filter(|leaf| leaf.get(slot) == Some(word)) else {
+            self.report.lost_races += 1;
+            return false;
+        };
+        let leaf_key = found.key();
+        let packed = store.zpages.read(tenant.handle, false, Packed::copy);
+        drop(shard);
+        let mut page = [0; PAGE_SIZE];
+        if store.expand_zpage(&packed.zpage(), &mut page).is_err() {
+            self.report.damaged += 1;
+            return false;
+        }
+        let key = Key { pool: leaf_key.pool, object: leaf_key.object, index: leaf_key.number * LEAF_SLOTS + slot };
+        let Some(copy) = owner.write(key, &page) else {
+            self.report.declined += 1;
+            return false;
+        };
+        if !self.forget_if_unchanged(tenant, leaf_key, &packed, || owner.commit(key, copy)) {
+            owner.discard(key, copy);
+            self.report.lost_races += 1;
+            return false;
+        }
+        self.report.written_back += 1;
+        true
+    }
+
+    /// Forgets a page that is packed as it was, and runs `then` in the same moment. That the handle is the same would not be
+    /// enough: the zpage may have been freed, and another one of the same entry put into its place.
+    fn forget_if_unchanged(&self, tenant: &Tenant, key: LeafKey, packed: &Packed, then: impl FnOnce()) -> bool {
+        let store = self.store;
+        let Slot::Entry { shard, leaf, slot } = Slot::from(tenant.owner) else {
+            return false;
+        };
+        let mut shard = write(store.shards.get(shard));
+        let word = shard.leaf(leaf).filter(|leaf| leaf.key() == key).and_then(|leaf| leaf.get(slot));
+        let Some((_, pool)) = store.pools.find(key.pool) else {
+            return false;
+        };
+        if word != Some(Word::ram(tenant.handle)) || !store.zpages.read(tenant.handle, false, |zpage| packed.is(&zpage))
+        {
+            return false;
+        }
+        store.forget(&mut shard, leaf, slot, pool);
+        store.drop_leaf_if_empty(&mut shard, store.shards.hasher.hash(&key), leaf);
+        then();
+        true
+    }
+}
+
+/// A zpage, copied.
+struct Packed {
+    encoding: Option<Encoding>,
+    check: u32,
+    bytes: usize,
+    payload: [u8; PAYLOAD_BYTES_MAX],
+}
+
+impl Packed {
+    fn copy(zpage: Zpage<'_>) -> Self {
+        let mut payload = [0; PAYLOAD_BYTES_MAX];
+        payload[..zpage.payload.len()].copy_from_slice(zpage.payload);
+        Self { encoding: zpage.encoding, check: zpage.check, bytes: zpage.payload.len(), payload }
+    }
+
+    fn zpage(&self) -> Zpage<'_> {
+        Zpage { encoding: self.encoding, check: self.check, payload: &self.payload[..self.bytes] }
+    }
+
+    fn is(&self, other: &Zpage<'_>) -> bool {
+        self.encoding == other.encoding && self.payload[..self.bytes] == *other.payload
     }
 }
