@@ -13,7 +13,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use super::header::{self, HEADER_BYTES, Header, USED, zpage_bytes};
+use super::header::{self, DENSE, HEADER_BYTES, Header, USED, zpage_bytes};
 use super::size_class::{SIZES, SizeClass, class_of};
 use super::{Allocator, Class, FrameId, Handle, NewZpage, NoRoom, Owner, Queue, Tenant, Tenants, Usage, Zpage};
 use crate::budget::{Budget, Purpose};
@@ -363,6 +363,14 @@ impl Allocator for Zsmalloc {
         let at = handle.offset();
         // SAFETY: the zpage lives during the call, as the trait demands of callers.
         unsafe { header::show((&self.frames, at), (&self.frames, at + HEADER_BYTES), used, with) }
+    }
+
+    fn age(&self, handle: Handle, forget_use: bool) -> bool {
+        Header::age(&self.frames, handle.offset(), forget_use)
+    }
+
+    fn set_dense(&self, handle: Handle) {
+        Header::mark(&self.frames, handle.offset(), DENSE);
     }
 
     fn payload_bytes(&self, handle: Handle) -> u32 {

@@ -73,7 +73,7 @@ impl Store {
             store.expand_word(word, false, &mut stored).ok().filter(|()| stored == *page)?;
             match word.place() {
                 Place::Fill(_) => Some(word),
-                Place::Shared(row) => {
+                Place::Shared(row) | Place::Member { row, .. } => {
                     store.shared.add_word(row);
                     Some(word)
                 }
@@ -129,7 +129,7 @@ impl Store {
         let mut copied = Copied { key: leaf.key(), words: [None; LEAF_SLOTS as usize] };
         // Rows that are shared already lie in any part, so each is locked by itself before the part for the new ones is.
         for (_, word) in leaf.iter_mut() {
-            if let Place::Shared(row) = word.place() {
+            if let Place::Shared(row) | Place::Member { row, .. } = word.place() {
                 self.shared.add_word(row);
             }
         }
