@@ -17,7 +17,7 @@ use super::{Allocator, Class, FrameId, Handle, NewZpage, NoRoom, Owner, Tenant, 
 use crate::budget::{Budget, Purpose};
 use crate::frames::Frames;
 use crate::page::PAGE_SIZE;
-use crate::sync::{Mutex, lock};
+use crate::sync::{Mutex, Rank, lock};
 
 const HEADS: usize = 4;
 /// Dead frames that may wait for company before they are given back; on top of it one in 128 of all.
@@ -62,7 +62,7 @@ impl Log {
             populating: false,
             usage: Usage::default(),
         };
-        Self { frames, budget, clock, books: Mutex::new(books) }
+        Self { frames, budget, clock, books: Mutex::new(Rank::Books, books) }
     }
 
     fn header(&self, handle: Handle) -> Header {

@@ -7,7 +7,7 @@ use hashbrown::HashTable;
 use super::leaf::Leaf;
 use super::{LeafKey, Word};
 use crate::page::fold;
-use crate::sync::RwLock;
+use crate::sync::{Rank, RwLock};
 
 /// Counters of one shard.
 #[derive(Debug, Default)]
@@ -138,7 +138,8 @@ impl Shards {
     /// `count` must be a power of two of at most 2^16.
     pub(crate) fn new(count: usize) -> Self {
         assert!(count.is_power_of_two() && count <= 1 << 16);
-        Self { hasher: LeafHasher::new(), list: (0..count).map(|_| Padded(RwLock::new(Shard::default()))).collect() }
+        let shard = |_| Padded(RwLock::new(Rank::Shard, Shard::default()));
+        Self { hasher: LeafHasher::new(), list: (0..count).map(shard).collect() }
     }
 
     /// The shard of a hash. The table inside uses the top and the low bits, so the middle ones choose the shard.
