@@ -41,6 +41,7 @@ impl Shard {
         self.leaves.get(number as usize)?.as_ref()
     }
 
+    /// A leaf whose words may be replaced; those that come or go do so by [`set`](Self::set) and [`take`](Self::take).
     pub(crate) fn leaf_mut(&mut self, number: u32) -> Option<&mut Leaf> {
         self.leaves.get_mut(number as usize)?.as_mut()
     }
@@ -86,6 +87,22 @@ impl Shard {
         let old = leaf.set(slot, word);
         self.leaf_heap_bytes += leaf.heap_bytes() - before;
         old
+    }
+
+    /// Takes a word out of a leaf, if both are there.
+    pub(crate) fn take(&mut self, leaf: u32, slot: u32) -> Option<Word> {
+        let leaf = self.leaves.get_mut(leaf as usize)?.as_mut()?;
+        let before = leaf.heap_bytes();
+        let word = leaf.take(slot)?;
+        self.leaf_heap_bytes -= before - leaf.heap_bytes();
+        Some(word)
+    }
+
+    /// Counts the bytes of all leaves again and asserts that the account is right.
+    #[cfg(all(test, not(loom)))]
+    pub(crate) fn assert_valid(&self) {
+        let counted: usize = self.leaves.iter().flatten().map(Leaf::heap_bytes).sum();
+        assert_eq!(self.leaf_heap_bytes, counted);
     }
 
     /// Bytes that the shard takes outside of itself.

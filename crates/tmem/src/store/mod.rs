@@ -3,6 +3,8 @@
 mod clone;
 mod ranges;
 mod reclaim;
+#[cfg(all(test, not(loom)))]
+mod tests;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -351,9 +353,17 @@ impl Store {
         }
     }
 
+    /// Takes a word out of its leaf; what it names and what is counted of it is the caller's to deal with.
+    fn take_word(&self, shard: &mut Shard, leaf: u32, slot: u32) -> Option<Word> {
+        let before = shard.heap_bytes();
+        let word = shard.take(leaf, slot);
+        self.recharge_shard(shard, before);
+        word
+    }
+
     /// Takes the word of a slot out and forgets the page. The pool may have ended already.
     fn forget(&self, shard: &mut Shard, leaf: u32, slot: u32, pool: &PoolSlot) -> bool {
-        match shard.leaf_mut(leaf).and_then(|leaf| leaf.take(slot)) {
+        match self.take_word(shard, leaf, slot) {
             Some(word) => {
                 self.release_word(shard, word, pool);
                 true

@@ -102,7 +102,7 @@ impl Store {
                 let Ok(target) = self.zpages.relocate(handle) else {
                     return false;
                 };
-                leaf.set(slot, Word::ram(target));
+                leaf.replace(slot, Word::ram(target));
                 bytes
             }
             Slot::Shared(row) => {
