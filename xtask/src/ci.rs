@@ -29,6 +29,7 @@ pub fn ci() -> anyhow::Result<()> {
     step("build", project::build_tmem().map(drop))?;
     step("documentation tests", run(&mut cargo(&["test", "--workspace", "--release", "--doc"])))?;
     step("benchmarks in short", benchmarks_in_short())?;
+    step("tests with assertions", checked_tests())?;
     step("tests", tests(false))?;
     if !failed.is_empty() {
         bail!("failed: {}", failed.join(", "));
@@ -42,6 +43,12 @@ fn benchmarks_in_short() -> anyhow::Result<()> {
         run(&mut cargo(&["bench", "--package", "tmem", "--bench", &name, "--", "--quick"]))?;
     }
     Ok(())
+}
+
+/// The tests of the engine with `debug_assertions`: all others run without, as users do.
+fn checked_tests() -> anyhow::Result<()> {
+    let tests = ["--lib", "--test", "model", "--test", "reclaim", "--test", "recompress", "--test", "threads"];
+    run(cargo(&["test", "--profile", "checked", "--package", "tmem"]).args(tests))
 }
 
 /// All tests, by nextest where that is installed.

@@ -6,7 +6,7 @@
 
 use crate::alloc::{Handle, Owner};
 use crate::budget::Budget;
-use crate::sync::{Mutex, RwLock, lock, write};
+use crate::sync::{Mutex, Rank, RwLock, lock, write};
 
 const PARTS: u32 = 16;
 const CHUNK: usize = 256;
@@ -50,7 +50,8 @@ pub(crate) struct SharedTable {
 
 impl SharedTable {
     pub(crate) fn new() -> Self {
-        Self { parts: (0..PARTS).map(|_| RwLock::new(Rows::default())).collect(), next: Mutex::new(0) }
+        let part = |_| RwLock::new(Rank::Rows, Rows::default());
+        Self { parts: (0..PARTS).map(part).collect(), next: Mutex::new(Rank::NextRows, 0) }
     }
 
     /// A part for new rows, in turn.

@@ -18,7 +18,7 @@ use crate::budget::{Budget, Purpose};
 use crate::codec::PAYLOAD_BYTES_MAX;
 use crate::frames::Frames;
 use crate::page::PAGE_SIZE;
-use crate::sync::{Mutex, lock};
+use crate::sync::{Mutex, Rank, lock};
 
 /// What the four heads append to.
 const QUEUES: [(Class, Queue); HEADS] = [
@@ -75,7 +75,7 @@ impl Log {
             live_bytes: [0; HEADS],
             usage: Usage::default(),
         };
-        Self { frames, budget, clock, books: Mutex::new(books) }
+        Self { frames, budget, clock, books: Mutex::new(Rank::Books, books) }
     }
 
     fn header(&self, handle: Handle) -> Header {

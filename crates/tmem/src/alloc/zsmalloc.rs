@@ -19,7 +19,7 @@ use super::{Allocator, Class, FrameId, Handle, NewZpage, NoRoom, Owner, Queue, T
 use crate::budget::{Budget, Purpose};
 use crate::frames::Frames;
 use crate::page::PAGE_SIZE;
-use crate::sync::{Mutex, lock};
+use crate::sync::{Mutex, Rank, lock};
 
 const FRAMES: usize = 64;
 const SEGMENT_BYTES: usize = FRAMES * PAGE_SIZE;
@@ -130,7 +130,7 @@ impl Zsmalloc {
             usage: Usage { table_bytes: size_of::<[Account; CLASSES]>() as u64, ..Usage::default() },
         };
         budget.charge(books.usage.table_bytes);
-        Self { frames, budget, clock, books: Mutex::new(books) }
+        Self { frames, budget, clock, books: Mutex::new(Rank::Books, books) }
     }
 
     fn header(&self, handle: Handle) -> Header {

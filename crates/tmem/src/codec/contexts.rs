@@ -10,7 +10,7 @@ use super::{
 use crate::budget::Budget;
 use crate::error::{Error, ErrorKind};
 use crate::page::Page;
-use crate::sync::{Mutex, MutexGuard, lock};
+use crate::sync::{Mutex, MutexGuard, Rank, lock, try_lock};
 use crate::threads::thread_number;
 
 /// A packing context with room for its result.
@@ -47,8 +47,8 @@ impl Contexts {
         let threads = threads.max(1);
         Self {
             kind,
-            packers: (0..threads).map(|_| Mutex::new(None)).collect(),
-            expanders: (0..threads).map(|_| Mutex::new(None)).collect(),
+            packers: (0..threads).map(|_| Mutex::new(Rank::Packer, None)).collect(),
+            expanders: (0..threads).map(|_| Mutex::new(Rank::Expander, None)).collect(),
         }
     }
 
@@ -111,7 +111,7 @@ fn no_memory() -> Error {
 fn own_slot<T>(slots: &[Mutex<T>]) -> MutexGuard<'_, T> {
     let own = thread_number() % slots.len();
     for distance in 0..slots.len() {
-        if let Ok(slot) = slots[(own + distance) % slots.len()].try_lock() {
+        if let Some(slot) = try_lock(&slots[(own + distance) % slots.len()]) {
             return slot;
         }
     }

@@ -82,7 +82,7 @@ impl Store {
                     let row = write(store.shared.part(part)).add(part, handle, 2, &store.budget);
                     store.zpages.set_owner(handle, Slot::Shared(row).into());
                     pool.bytes.fetch_sub(store.zpages.payload_bytes(handle).into(), Relaxed);
-                    leaf.set(slot, Word::shared(row));
+                    leaf.replace(slot, Word::shared(row));
                     Some(Word::shared(row))
                 }
             }

@@ -16,7 +16,7 @@ use crate::index::{LEAF_SLOTS, LeafKey, Place, Shard, Slot, Word};
 use crate::page::{PAGE_SIZE, Page, payload_check};
 use crate::pool::PoolSlot;
 use crate::stats::Recompression;
-use crate::sync::{read, write};
+use crate::sync::{read, try_lock, write};
 
 const SLOTS: u32 = GROUP_PAGES as u32;
 const _: () = assert!(LEAF_SLOTS.is_multiple_of(SLOTS));
@@ -67,7 +67,7 @@ impl Store {
     /// its pages that are read one after the other.
     pub fn recompress(&self, time: Duration) -> Recompression {
         let mut done = Recompression::default();
-        let Ok(mut walk) = self.walk.try_lock() else {
+        let Some(mut walk) = try_lock(&self.walk) else {
             // Somebody else is at it.
             return done;
         };
@@ -201,7 +201,7 @@ impl Store {
 
     /// Puts another name of the same page into its place and frees what the old one named.
     fn replace_word(&self, shard: &mut Shard, leaf: u32, slot: u32, word: Word, pool: &PoolSlot) {
-        let old = shard.leaf_mut(leaf).and_then(|leaf| leaf.set(slot, word)).expect("a page is replaced by itself");
+        let old = shard.leaf_mut(leaf).and_then(|leaf| leaf.replace(slot, word)).expect("a page is replaced by itself");
         self.count_in(shard, word, pool);
         self.release_word(shard, old, pool);
     }

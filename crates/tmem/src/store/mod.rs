@@ -4,6 +4,8 @@ mod clone;
 mod groups;
 mod ranges;
 mod reclaim;
+#[cfg(all(test, not(loom)))]
+mod tests;
 
 pub use reclaim::WriteBack;
 
@@ -23,7 +25,7 @@ use crate::page::{PAGE_SIZE, Page, fill, payload_check, same_filled};
 use crate::pool::{PoolId, PoolKind, PoolOptions, PoolSlot, PoolState, Pools};
 use crate::shared::SharedTable;
 use crate::stats::{PoolStats, Put, Reclaim, Stats};
-use crate::sync::{Mutex, read, write};
+use crate::sync::{Mutex, Rank, read, write};
 use crate::threads::GetCounters;
 
 /// How a store is set up.
@@ -202,7 +204,7 @@ impl Store {
             gets: GetCounters::default(),
             events: Events::default(),
             clean_level: AtomicU64::new(reclaim::LEVEL_MIN),
-            walk: Mutex::new(groups::Walk::default()),
+            walk: Mutex::new(Rank::Walk, groups::Walk::default()),
         })
     }
 
@@ -406,9 +408,17 @@ impl Store {
         }
     }
 
+    /// Takes a word out of its leaf; what it names and what is counted of it is the caller's to deal with.
+    fn take_word(&self, shard: &mut Shard, leaf: u32, slot: u32) -> Option<Word> {
+        let before = shard.heap_bytes();
+        let word = shard.take(leaf, slot);
+        self.recharge_shard(shard, before);
+        word
+    }
+
     /// Takes the word of a slot out and forgets the page. The pool may have ended already.
     fn forget(&self, shard: &mut Shard, leaf: u32, slot: u32, pool: &PoolSlot) -> bool {
-        match shard.leaf_mut(leaf).and_then(|leaf| leaf.take(slot)) {
+        match self.take_word(shard, leaf, slot) {
             Some(word) => {
                 self.release_word(shard, word, pool);
                 true

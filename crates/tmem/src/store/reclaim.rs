@@ -182,7 +182,7 @@ impl Store {
                 let Ok(target) = to(handle) else {
                     return Move::NoRoom;
                 };
-                leaf.set(slot, Word::ram(target));
+                leaf.replace(slot, Word::ram(target));
                 (bytes, target)
             }
             Slot::Shared(row) => {
