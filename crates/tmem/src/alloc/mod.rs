@@ -8,11 +8,15 @@
 //! moving and changing owners), or because no word names it yet or any more and the caller is the only one that knows it.
 
 mod any;
+#[cfg(all(test, not(loom)))]
+mod counting;
 mod header;
 mod log;
 mod segment;
 mod size_class;
 mod striped;
+#[cfg(all(test, not(loom)))]
+mod suite;
 mod zsmalloc;
 
 pub use any::AllocatorKind;
