@@ -325,7 +325,7 @@ fn seed() -> u64 {
     }
 }
 
-const ALLOCATORS: [AllocatorKind; 2] = [AllocatorKind::Log, AllocatorKind::Zsmalloc];
+const ALLOCATORS: [AllocatorKind; 3] = [AllocatorKind::Log, AllocatorKind::Zsmalloc, AllocatorKind::Zbud];
 
 #[test]
 fn lz4_store_behaves_like_the_model() {

@@ -2,9 +2,11 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 use super::{
-    Allocator, Class, FrameId, Handle, Log, NewZpage, NoRoom, Owner, Queue, Striped, Tenants, Usage, Zpage, Zsmalloc,
+    Allocator, Class, FrameId, Handle, Log, NewZpage, NoRoom, Owner, Queue, Striped, Tenants, Usage, Zbud, Zpage,
+    Zsmalloc,
 };
 use crate::budget::{Budget, Purpose};
 use crate::error::Error;
@@ -21,12 +23,16 @@ pub enum AllocatorKind {
     /// use moves nothing. A frame mixes pages of all ages.
     #[default]
     Zsmalloc,
+    /// At most two pages in a frame, after the kernel's zbud: frames come back in the order of age, each for two evictions at
+    /// most. Never holds more than twice what would fit uncompressed: for stores whose memory is asked back often.
+    Zbud,
 }
 
 /// One of the allocators, in as many parts as threads may want to use at once.
 pub(crate) enum AnyAllocator {
     Log(Striped<Log>),
     Zsmalloc(Striped<Zsmalloc>),
+    Zbud(Striped<Zbud>),
 }
 
 impl AnyAllocator {
@@ -41,21 +47,25 @@ impl AnyAllocator {
         bytes: usize,
         bytes_min: usize,
     ) -> Result<Self, Error> {
-        let clock = Arc::default();
         let frames: Result<Vec<_>, Error> = (0..parts).map(|_| Frames::reserve(bytes, bytes_min)).collect();
-        let frames = frames?.into_iter();
-        let with = |frames| (frames, Arc::clone(budget), Arc::clone(&clock));
+        let frames = frames?;
         Ok(match kind {
-            AllocatorKind::Log => {
-                let parts = frames.map(with).map(|(frames, budget, clock)| Log::new(frames, budget, clock));
-                Self::Log(Striped::new(parts.collect()))
-            }
-            AllocatorKind::Zsmalloc => {
-                let parts = frames.map(with).map(|(frames, budget, clock)| Zsmalloc::new(frames, budget, clock));
-                Self::Zsmalloc(Striped::new(parts.collect()))
-            }
+            AllocatorKind::Log => Self::Log(striped(frames, budget, Log::new)),
+            AllocatorKind::Zsmalloc => Self::Zsmalloc(striped(frames, budget, Zsmalloc::new)),
+            AllocatorKind::Zbud => Self::Zbud(striped(frames, budget, Zbud::new)),
         })
     }
+}
+
+/// A part for each range of frames, all with one clock.
+fn striped<A: Allocator>(
+    frames: Vec<Frames>,
+    budget: &Arc<Budget>,
+    new: impl Fn(Frames, Arc<Budget>, Arc<AtomicU64>) -> A,
+) -> Striped<A> {
+    let clock = Arc::default();
+    let parts = frames.into_iter().map(|frames| new(frames, Arc::clone(budget), Arc::clone(&clock)));
+    Striped::new(parts.collect())
 }
 
 macro_rules! either {
@@ -63,6 +73,7 @@ macro_rules! either {
         match $this {
             AnyAllocator::Log($it) => $body,
             AnyAllocator::Zsmalloc($it) => $body,
+            AnyAllocator::Zbud($it) => $body,
         }
     };
 }

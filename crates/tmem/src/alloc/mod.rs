@@ -8,15 +8,19 @@
 //! moving and changing owners), or because no word names it yet or any more and the caller is the only one that knows it.
 
 mod any;
+mod apart;
 #[cfg(all(test, not(loom)))]
 mod counting;
+mod frame_set;
 mod header;
+mod ledger;
 mod log;
 mod segment;
 mod size_class;
 mod striped;
 #[cfg(all(test, not(loom)))]
 mod suite;
+mod zbud;
 mod zsmalloc;
 
 pub use any::AllocatorKind;
@@ -25,6 +29,7 @@ pub(crate) use header::{HEADER_BYTES, OWNER_BITS};
 use log::Log;
 use striped::{HANDLE_SHIFT, Striped};
 pub(crate) use striped::{PART_BYTES_MAX, PARTS_MAX};
+use zbud::Zbud;
 use zsmalloc::Zsmalloc;
 
 use crate::budget::Purpose;

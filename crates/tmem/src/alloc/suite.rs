@@ -9,7 +9,8 @@ use std::sync::atomic::AtomicU64;
 
 use super::counting::allocations_of;
 use super::{
-    Allocator, Class, FrameId, HEADER_BYTES, Handle, Log, NewZpage, NoRoom, OWNER_BITS, Owner, Queue, Tenants, Zsmalloc,
+    Allocator, Class, FrameId, HEADER_BYTES, Handle, Log, NewZpage, NoRoom, OWNER_BITS, Owner, Queue, Tenants, Zbud,
+    Zsmalloc,
 };
 use crate::budget::{Budget, Purpose};
 use crate::codec::Encoding;
@@ -40,6 +41,8 @@ const IN_PLACE: Promise = Promise { moves_append: false, heads: 0, sparse_bytes_
 const LOG: Promise = Promise { moves_append: true, heads: 4, sparse_bytes_max: 2048, sparse_frames_max: 20 };
 /// Zspages of several frames stay partly filled in each class.
 const ZSMALLOC: Promise = Promise { sparse_frames_max: 40, ..IN_PLACE };
+/// Fifty zpages, two in a frame, and their headers in three frames.
+const ZBUD: Promise = Promise { sparse_frames_max: 30, ..IN_PLACE };
 
 /// An allocator alone with a budget.
 pub(super) fn allocator<A>(
@@ -459,3 +462,4 @@ macro_rules! suite {
 
 suite!(log, Log, LOG);
 suite!(zsmalloc, Zsmalloc, ZSMALLOC);
+suite!(zbud, Zbud, ZBUD);
