@@ -21,9 +21,12 @@ fn assert_honest(store: &Store, before: i64, when: &str) {
 fn reported_memory_is_resident_memory() {
     // What crosses no frame leaves room at its end, and with zbud all of a frame but two zpages: these are no holes that
     // maintenance could close.
-    for (allocator, frame_bytes_per_live_byte) in
-        [(AllocatorKind::Log, 1.1), (AllocatorKind::Zsmalloc, 1.1), (AllocatorKind::Zbud, 1.6)]
-    {
+    for (allocator, frame_bytes_per_live_byte) in [
+        (AllocatorKind::Log, 1.1),
+        (AllocatorKind::Zsmalloc, 1.1),
+        (AllocatorKind::Zbud, 1.6),
+        (AllocatorKind::Xvmalloc, 1.25),
+    ] {
         reported_by(allocator, frame_bytes_per_live_byte);
     }
 }

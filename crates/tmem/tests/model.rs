@@ -325,7 +325,8 @@ fn seed() -> u64 {
     }
 }
 
-const ALLOCATORS: [AllocatorKind; 3] = [AllocatorKind::Log, AllocatorKind::Zsmalloc, AllocatorKind::Zbud];
+const ALLOCATORS: [AllocatorKind; 4] =
+    [AllocatorKind::Log, AllocatorKind::Zsmalloc, AllocatorKind::Zbud, AllocatorKind::Xvmalloc];
 
 #[test]
 fn lz4_store_behaves_like_the_model() {

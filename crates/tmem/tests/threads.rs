@@ -60,7 +60,7 @@ fn own_keys(store: &Store, pool: PoolId, kind: PoolKind, owner: u64, steps: u32)
 
 #[test]
 fn no_thread_sees_an_old_page() {
-    let allocators = [AllocatorKind::Log, AllocatorKind::Zsmalloc, AllocatorKind::Zbud];
+    let allocators = [AllocatorKind::Log, AllocatorKind::Zsmalloc, AllocatorKind::Zbud, AllocatorKind::Xvmalloc];
     for (budget, allocator) in [2 << 20, 16 << 20].into_iter().flat_map(|b| allocators.map(|a| (b, a))) {
         let store = Store::new(Config::new(budget).allocator(allocator).threads(3)).unwrap();
         let kinds = [PoolKind::Ephemeral, PoolKind::Persistent];

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
 use super::{
-    Allocator, Class, FrameId, Handle, Log, NewZpage, NoRoom, Owner, Queue, Striped, Tenants, Usage, Zbud, Zpage,
-    Zsmalloc,
+    Allocator, Class, FrameId, Handle, Log, NewZpage, NoRoom, Owner, Queue, Striped, Tenants, Usage, Xvmalloc, Zbud,
+    Zpage, Zsmalloc,
 };
 use crate::budget::{Budget, Purpose};
 use crate::error::Error;
@@ -26,6 +26,10 @@ pub enum AllocatorKind {
     /// At most two pages in a frame, after the kernel's zbud: frames come back in the order of age, each for two evictions at
     /// most. Never holds more than twice what would fit uncompressed: for stores whose memory is asked back often.
     Zbud,
+    /// Pages of just their size in the holes that others left, merged when they are freed, after xvmalloc of the first
+    /// zram. No page crosses a frame: dense where pages pack to less than a third, with room lost where they do not. A
+    /// frame mixes pages of all ages.
+    Xvmalloc,
 }
 
 /// One of the allocators, in as many parts as threads may want to use at once.
@@ -33,6 +37,7 @@ pub(crate) enum AnyAllocator {
     Log(Striped<Log>),
     Zsmalloc(Striped<Zsmalloc>),
     Zbud(Striped<Zbud>),
+    Xvmalloc(Striped<Xvmalloc>),
 }
 
 impl AnyAllocator {
@@ -53,6 +58,7 @@ impl AnyAllocator {
             AllocatorKind::Log => Self::Log(striped(frames, budget, Log::new)),
             AllocatorKind::Zsmalloc => Self::Zsmalloc(striped(frames, budget, Zsmalloc::new)),
             AllocatorKind::Zbud => Self::Zbud(striped(frames, budget, Zbud::new)),
+            AllocatorKind::Xvmalloc => Self::Xvmalloc(striped(frames, budget, Xvmalloc::new)),
         })
     }
 }
@@ -74,6 +80,7 @@ macro_rules! either {
             AnyAllocator::Log($it) => $body,
             AnyAllocator::Zsmalloc($it) => $body,
             AnyAllocator::Zbud($it) => $body,
+            AnyAllocator::Xvmalloc($it) => $body,
         }
     };
 }

@@ -6,7 +6,7 @@
 //! |---|---|---|
 //! | 0 | 0-15 | payload bytes |
 //! | 0 | 16-18 | encoding |
-//! | 0 | 19-21 | flags: dead, used, aged |
+//! | 0 | 19-21 | flags: dead, used, behind a hole |
 //! | 0 | 22-31 | owner, bits 32-41 |
 //! | 1 | 0-31 | owner, bits 0-31 |
 //! | 2 | 0-31 | check of the payload |
@@ -24,6 +24,8 @@ pub(super) const ALIGN: usize = 4;
 pub(super) const DEAD: u32 = 1 << 19;
 /// The zpage was read since it was stored or moved.
 pub(super) const USED: u32 = 1 << 20;
+/// What lies before the zpage is free (`xvmalloc`).
+pub(super) const BEHIND_HOLE: u32 = 1 << 21;
 const OWNER_SHIFT: u32 = 22;
 /// Bits of an [`Owner`].
 pub(crate) const OWNER_BITS: u32 = 32 + 32 - OWNER_SHIFT;

@@ -1,4 +1,4 @@
-//! The books of allocators that hand out frames one by one (`zbud`), all under one lock of the allocator.
+//! The books of allocators that hand out frames one by one (`zbud`, `xvmalloc`), all under one lock of the allocator.
 //!
 //! A frame is *in use* (something alive lies in it), *spare* (empty, but in memory: the next one that is needed) or
 //! *absent*. The lowest number is taken first, so that frames in use lie close together. A frame in use holds one class of
@@ -222,6 +222,14 @@ impl<C: Copy + Default, const HEADERS: usize> Ledger<C, HEADERS> {
         }
     }
 
+    /// Puts a frame behind all others on its shelf.
+    pub(super) fn put_behind(&mut self, frame: u32) {
+        let Frame { class, shelf, .. } = self.frames[frame as usize];
+        let list = &mut self.shelves[class as usize].by_free[usize::from(shelf)];
+        list.remove(&mut self.frames, SHELF, frame);
+        list.push_last(&mut self.frames, SHELF, frame);
+    }
+
     /// The first frame on a shelf.
     pub(super) fn on_shelf(&self, class: Class, free_chunks: usize) -> Option<u32> {
         some(self.shelves[class as usize].by_free[free_chunks].first)
@@ -374,7 +382,8 @@ mod tests {
         assert_eq!(ledger.find(Class::Ephemeral, 10, None), Some(0));
         assert_eq!(ledger.find(Class::Ephemeral, 11, None), Some(2));
         assert_eq!(ledger.find(Class::Ephemeral, 11, Some(2)), Some(1));
-        assert_eq!(ledger.on_shelf(Class::Ephemeral, 20), Some(2));
+        ledger.put_behind(2);
+        assert_eq!(ledger.on_shelf(Class::Ephemeral, 20), Some(1));
         assert_eq!(ledger.find(Class::Ephemeral, 63, Some(3)), None);
         assert_eq!(ledger.find(Class::Ephemeral, 64, None), None);
         (0..4).for_each(|frame| ledger.put_back(frame));

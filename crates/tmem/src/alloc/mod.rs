@@ -13,6 +13,7 @@ mod apart;
 mod counting;
 mod frame_set;
 mod header;
+mod holes;
 mod ledger;
 mod log;
 mod segment;
@@ -20,6 +21,7 @@ mod size_class;
 mod striped;
 #[cfg(all(test, not(loom)))]
 mod suite;
+mod xvmalloc;
 mod zbud;
 mod zsmalloc;
 
@@ -29,6 +31,7 @@ pub(crate) use header::{HEADER_BYTES, OWNER_BITS};
 use log::Log;
 use striped::{HANDLE_SHIFT, Striped};
 pub(crate) use striped::{PART_BYTES_MAX, PARTS_MAX};
+use xvmalloc::Xvmalloc;
 use zbud::Zbud;
 use zsmalloc::Zsmalloc;
 

@@ -9,8 +9,8 @@ use std::sync::atomic::AtomicU64;
 
 use super::counting::allocations_of;
 use super::{
-    Allocator, Class, FrameId, HEADER_BYTES, Handle, Log, NewZpage, NoRoom, OWNER_BITS, Owner, Queue, Tenants, Zbud,
-    Zsmalloc,
+    Allocator, Class, FrameId, HEADER_BYTES, Handle, Log, NewZpage, NoRoom, OWNER_BITS, Owner, Queue, Tenants,
+    Xvmalloc, Zbud, Zsmalloc,
 };
 use crate::budget::{Budget, Purpose};
 use crate::codec::Encoding;
@@ -43,6 +43,8 @@ const LOG: Promise = Promise { moves_append: true, heads: 4, sparse_bytes_max: 2
 const ZSMALLOC: Promise = Promise { sparse_frames_max: 40, ..IN_PLACE };
 /// Fifty zpages, two in a frame, and their headers in three frames.
 const ZBUD: Promise = Promise { sparse_frames_max: 30, ..IN_PLACE };
+/// Nothing reaches over the end of a frame, and only frames are emptied of which every zpage finds a hole elsewhere.
+const XVMALLOC: Promise = Promise { sparse_frames_max: 24, ..IN_PLACE };
 
 /// An allocator alone with a budget.
 pub(super) fn allocator<A>(
@@ -463,3 +465,4 @@ macro_rules! suite {
 suite!(log, Log, LOG);
 suite!(zsmalloc, Zsmalloc, ZSMALLOC);
 suite!(zbud, Zbud, ZBUD);
+suite!(xvmalloc, Xvmalloc, XVMALLOC);
