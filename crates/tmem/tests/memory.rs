@@ -19,12 +19,19 @@ fn assert_honest(store: &Store, before: i64, when: &str) {
 
 #[test]
 fn reported_memory_is_resident_memory() {
-    for allocator in [AllocatorKind::Log, AllocatorKind::Zsmalloc] {
-        reported_by(allocator);
+    // What crosses no frame leaves room at its end, and with zbud all of a frame but two zpages: these are no holes that
+    // maintenance could close.
+    for (allocator, frame_bytes_per_live_byte) in [
+        (AllocatorKind::Log, 1.1),
+        (AllocatorKind::Zsmalloc, 1.1),
+        (AllocatorKind::Zbud, 1.6),
+        (AllocatorKind::Xvmalloc, 1.25),
+    ] {
+        reported_by(allocator, frame_bytes_per_live_byte);
     }
 }
 
-fn reported_by(allocator: AllocatorKind) {
+fn reported_by(allocator: AllocatorKind, frame_bytes_per_live_byte: f64) {
     let mut random = Random::new(1);
     let page = sample_page(&mut random);
     // Once through everything, so that the code itself is resident.
@@ -45,5 +52,6 @@ fn reported_by(allocator: AllocatorKind) {
     while store.maintain().more {}
     assert_honest(&store, before, "drained to an eighth");
     let stats = store.stats();
-    assert!(stats.frame_bytes as f64 <= stats.zpage_bytes as f64 * 1.1 + 65536.0, "{stats:?}");
+    println!("{:.3} frame bytes per live byte", stats.frame_bytes as f64 / stats.zpage_bytes as f64);
+    assert!(stats.frame_bytes as f64 <= stats.zpage_bytes as f64 * frame_bytes_per_live_byte + 65536.0, "{stats:?}");
 }

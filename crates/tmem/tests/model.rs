@@ -377,7 +377,8 @@ fn seed() -> u64 {
     }
 }
 
-const ALLOCATORS: [AllocatorKind; 2] = [AllocatorKind::Log, AllocatorKind::Zsmalloc];
+const ALLOCATORS: [AllocatorKind; 4] =
+    [AllocatorKind::Log, AllocatorKind::Zsmalloc, AllocatorKind::Zbud, AllocatorKind::Xvmalloc];
 
 #[test]
 fn lz4_store_behaves_like_the_model() {

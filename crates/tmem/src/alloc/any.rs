@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
 use super::{
-    Allocator, Class, FrameId, Handle, Log, NewZpage, NoRoom, Owner, Queue, Striped, Tenants, Usage, Zpage, Zsmalloc,
+    Allocator, Class, FrameId, Handle, Log, NewZpage, NoRoom, Owner, Queue, Striped, Tenants, Usage, Xvmalloc, Zbud,
+    Zpage, Zsmalloc,
 };
 use crate::budget::{Budget, Purpose};
 use crate::error::Error;
@@ -22,12 +23,21 @@ pub enum AllocatorKind {
     /// use moves nothing. A frame mixes pages of all ages.
     #[default]
     Zsmalloc,
+    /// At most two pages in a frame, after the kernel's zbud: frames come back in the order of age, each for two evictions at
+    /// most. Never holds more than twice what would fit uncompressed: for stores whose memory is asked back often.
+    Zbud,
+    /// Pages of just their size in the holes that others left, merged when they are freed, after xvmalloc of the first
+    /// zram. No page crosses a frame: dense where pages pack to less than a third, with room lost where they do not. A
+    /// frame mixes pages of all ages.
+    Xvmalloc,
 }
 
 /// One of the allocators, in as many parts as threads may want to use at once.
 pub(crate) enum AnyAllocator {
     Log(Striped<Log>),
     Zsmalloc(Striped<Zsmalloc>),
+    Zbud(Striped<Zbud>),
+    Xvmalloc(Striped<Xvmalloc>),
 }
 
 impl AnyAllocator {
@@ -45,19 +55,25 @@ impl AnyAllocator {
         bytes_min: usize,
     ) -> Result<Self, Error> {
         let frames: Result<Vec<_>, Error> = (0..parts).map(|_| Frames::reserve(bytes, bytes_min)).collect();
-        let frames = frames?.into_iter();
-        let with = |frames| (frames, Arc::clone(budget), Arc::clone(clock));
+        let frames = frames?;
         Ok(match kind {
-            AllocatorKind::Log => {
-                let parts = frames.map(with).map(|(frames, budget, clock)| Log::new(frames, budget, clock));
-                Self::Log(Striped::new(parts.collect()))
-            }
-            AllocatorKind::Zsmalloc => {
-                let parts = frames.map(with).map(|(frames, budget, clock)| Zsmalloc::new(frames, budget, clock));
-                Self::Zsmalloc(Striped::new(parts.collect()))
-            }
+            AllocatorKind::Log => Self::Log(striped(frames, budget, clock, Log::new)),
+            AllocatorKind::Zsmalloc => Self::Zsmalloc(striped(frames, budget, clock, Zsmalloc::new)),
+            AllocatorKind::Zbud => Self::Zbud(striped(frames, budget, clock, Zbud::new)),
+            AllocatorKind::Xvmalloc => Self::Xvmalloc(striped(frames, budget, clock, Xvmalloc::new)),
         })
     }
+}
+
+/// A part for each range of frames, all with one clock.
+fn striped<A: Allocator>(
+    frames: Vec<Frames>,
+    budget: &Arc<Budget>,
+    clock: &Arc<AtomicU64>,
+    new: impl Fn(Frames, Arc<Budget>, Arc<AtomicU64>) -> A,
+) -> Striped<A> {
+    let parts = frames.into_iter().map(|frames| new(frames, Arc::clone(budget), Arc::clone(clock)));
+    Striped::new(parts.collect())
 }
 
 macro_rules! either {
@@ -65,6 +81,8 @@ macro_rules! either {
         match $this {
             AnyAllocator::Log($it) => $body,
             AnyAllocator::Zsmalloc($it) => $body,
+            AnyAllocator::Zbud($it) => $body,
+            AnyAllocator::Xvmalloc($it) => $body,
         }
     };
 }

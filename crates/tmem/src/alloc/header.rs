@@ -6,8 +6,8 @@
 //! |---|---|---|
 //! | 0 | 0-15 | payload bytes |
 //! | 0 | 16-18 | encoding |
-//! | 0 | 19-22 | flags: dead, used, aged, dense |
-//! | 0 | 23-31 | owner, bits 32-40 |
+//! | 0 | 19-23 | flags: dead, used, aged, dense, behind a hole |
+//! | 0 | 24-31 | owner, bits 32-39 |
 //! | 1 | 0-31 | owner, bits 0-31 |
 //! | 2 | 0-31 | check of the payload |
 
@@ -24,11 +24,13 @@ pub(super) const ALIGN: usize = 4;
 pub(super) const DEAD: u32 = 1 << 19;
 /// The zpage was read since it was stored or moved.
 pub(super) const USED: u32 = 1 << 20;
+/// What lies before the zpage is free (`xvmalloc`).
+pub(super) const BEHIND_HOLE: u32 = 1 << 23;
 /// The zpage was there when recompression came by.
 pub(super) const AGED: u32 = 1 << 21;
 /// Recompression has tried and won nothing.
 pub(super) const DENSE: u32 = 1 << 22;
-const OWNER_SHIFT: u32 = 23;
+const OWNER_SHIFT: u32 = 24;
 /// Bits of an [`Owner`].
 pub(crate) const OWNER_BITS: u32 = 32 + 32 - OWNER_SHIFT;
 

@@ -465,83 +465,14 @@ fn runs(mut bits: u64) -> impl Iterator<Item = Range<usize>> {
     })
 }
 
-#[cfg(all(test, not(loom)))]
+#[cfg(test)]
 mod tests {
     use super::*;
-    use crate::codec::Encoding;
-
-    fn log(budget: u64) -> (Log, Arc<Budget>) {
-        let budget = Arc::new(Budget::new(budget));
-        let frames = Frames::reserve(64 << 20, 64 << 20).unwrap();
-        (Log::new(frames, budget.clone(), Arc::default()), budget)
-    }
-
-    fn zpage(owner: u64, payload: &[u8]) -> NewZpage<'_> {
-        NewZpage { encoding: Encoding::Raw, check: owner as u32, owner: Owner(owner), payload }
-    }
 
     #[test]
     fn runs_of_ones() {
         assert_eq!(runs(0b1101_1000).collect::<Vec<_>>(), [3..5, 6..8]);
         assert_eq!(runs(u64::MAX).collect::<Vec<_>>(), vec![0..64]);
         assert_eq!(runs(0).count(), 0);
-    }
-
-    #[test]
-    fn a_sparse_frame_names_its_tenants_and_can_be_emptied() {
-        let (log, budget) = log(16 << 20);
-        let payload = vec![5; 1000];
-        let handles: Vec<Handle> = (0..400)
-            .map(|i| log.store(Class::Persistent, Queue::Small, &zpage(i, &payload), Purpose::Admit).unwrap())
-            .collect();
-        for (i, handle) in handles.iter().enumerate() {
-            if i % 8 != 0 {
-                log.free(*handle);
-            }
-        }
-        assert_eq!(log.usage().zpages, 50);
-        let mut tenants = Tenants::new();
-        let mut moved = 0;
-        while let Some(frame) = log.sparse_frame(1100) {
-            log.tenants(frame, &mut tenants);
-            assert!(!tenants.as_slice().is_empty());
-            for tenant in tenants.as_slice() {
-                assert_eq!(tenant.owner.0 % 8, 0);
-                let to = log.relocate(tenant.handle).unwrap();
-                log.read(to, false, |zpage| {
-                    assert_eq!(zpage.payload, payload);
-                    assert_eq!(u64::from(zpage.check), tenant.owner.0);
-                });
-                moved += 1;
-            }
-            if moved > 200 {
-                break;
-            }
-        }
-        log.give_back(true);
-        let usage = log.usage();
-        assert_eq!(usage.zpages, 50);
-        assert_eq!(usage.payload_bytes, 50_000);
-        assert!(usage.frame_bytes <= 20 * 4096, "{usage:?}");
-        assert_eq!(budget.used(), usage.frame_bytes + usage.table_bytes);
-    }
-
-    #[test]
-    fn no_more_frames_than_the_budget_has_room_for() {
-        let (log, budget) = log(1 << 20);
-        let payload = vec![5; 4096];
-        let mut handles = Vec::new();
-        while let Ok(handle) = log.store(Class::Ephemeral, Queue::Small, &zpage(0, &payload), Purpose::Admit) {
-            handles.push(handle);
-        }
-        assert!(handles.len() > 200);
-        assert!(budget.used() <= 1 << 20);
-        let region = log.coldest(Class::Ephemeral, Queue::Small).unwrap();
-        assert_eq!(region.start, 0);
-        for handle in handles {
-            log.free(handle);
-        }
-        log.give_back(true);
-        assert!(budget.used() <= log.usage().table_bytes + 2 * 4096, "{:?}", log.usage());
     }
 }

@@ -8,11 +8,21 @@
 //! moving and changing owners), or because no word names it yet or any more and the caller is the only one that knows it.
 
 mod any;
+mod apart;
+#[cfg(all(test, not(loom)))]
+mod counting;
+mod frame_set;
 mod header;
+mod holes;
+mod ledger;
 mod log;
 mod segment;
 mod size_class;
 mod striped;
+#[cfg(all(test, not(loom)))]
+mod suite;
+mod xvmalloc;
+mod zbud;
 mod zpages;
 mod zsmalloc;
 
@@ -22,6 +32,8 @@ pub(crate) use header::{HEADER_BYTES, OWNER_BITS};
 use log::Log;
 use striped::{HANDLE_SHIFT, Striped};
 pub(crate) use striped::{PART_BYTES_MAX, PARTS_MAX};
+use xvmalloc::Xvmalloc;
+use zbud::Zbud;
 pub(crate) use zpages::Zpages;
 use zsmalloc::Zsmalloc;
 
@@ -118,8 +130,8 @@ pub(crate) struct Tenant {
     pub(crate) used: bool,
 }
 
-/// The most zpages that can touch one frame: the smallest take 20 bytes, and one may reach in from the frame before.
-pub(crate) const TENANTS_MAX: usize = crate::page::PAGE_SIZE / 20 + 2;
+/// The most zpages that can touch one frame: the smallest are headers alone, and one may reach in from the frame before.
+pub(crate) const TENANTS_MAX: usize = crate::page::PAGE_SIZE / HEADER_BYTES + 2;
 
 /// The tenants of a frame, in place: emptying a frame allocates nothing.
 pub(crate) struct Tenants {

@@ -518,89 +518,22 @@ fn split_id(id: u32) -> (usize, usize) {
 
 #[cfg(all(test, not(loom)))]
 mod tests {
+    use super::super::suite::{allocator, store};
     use super::*;
-    use crate::codec::Encoding;
-
-    fn zsmalloc(budget: u64) -> (Zsmalloc, Arc<Budget>) {
-        let budget = Arc::new(Budget::new(budget));
-        let frames = Frames::reserve(64 << 20, 64 << 20).unwrap();
-        (Zsmalloc::new(frames, budget.clone(), Arc::default()), budget)
-    }
-
-    fn zpage(owner: u64, payload: &[u8]) -> NewZpage<'_> {
-        NewZpage { encoding: Encoding::Raw, check: owner as u32, owner: Owner(owner), payload }
-    }
 
     #[test]
     fn a_freed_slot_is_filled_again_in_place() {
-        let (zsmalloc, _) = zsmalloc(16 << 20);
+        let (zsmalloc, _) = allocator(16 << 20, Zsmalloc::new);
         let payload = vec![5; 1000];
-        let store =
-            |owner| zsmalloc.store(Class::Persistent, Queue::Small, &zpage(owner, &payload), Purpose::Admit).unwrap();
-        let handles: Vec<Handle> = (0..400).map(store).collect();
+        let handles: Vec<Handle> = (0..400).map(|owner| store(&zsmalloc, owner, &payload)).collect();
         let before = zsmalloc.usage();
         for handle in handles.iter().step_by(7) {
             zsmalloc.free(*handle);
         }
-        let mut again: Vec<u64> = (0..handles.len().div_ceil(7) as u64).map(|owner| store(owner).0).collect();
+        let freed = handles.len().div_ceil(7) as u64;
+        let mut again: Vec<u64> = (0..freed).map(|owner| store(&zsmalloc, owner, &payload).0).collect();
         again.sort_unstable();
         assert_eq!(again, handles.iter().step_by(7).map(|handle| handle.0).collect::<Vec<_>>());
         assert_eq!(zsmalloc.usage(), before);
-    }
-
-    #[test]
-    fn compaction_empties_zspages_and_moves_nothing_for_nothing() {
-        let (zsmalloc, budget) = zsmalloc(16 << 20);
-        let payloads: Vec<Vec<u8>> = (0..400_usize).map(|i| vec![i as u8; 200 + i % 3 * 1000]).collect();
-        let stored = payloads.iter().zip(0..);
-        let handles: Vec<Handle> = stored
-            .map(|(payload, owner)| {
-                zsmalloc.store(Class::Persistent, Queue::Small, &zpage(owner, payload), Purpose::Admit).unwrap()
-            })
-            .collect();
-        for (i, handle) in handles.iter().enumerate() {
-            if i % 8 != 0 {
-                zsmalloc.free(*handle);
-            }
-        }
-        let (mut tenants, mut moved) = (Tenants::new(), 0);
-        while let Some(frame) = zsmalloc.sparse_frame(PAGE_SIZE) {
-            zsmalloc.tenants(frame, &mut tenants);
-            assert!(!tenants.as_slice().is_empty());
-            for tenant in tenants.as_slice() {
-                let to = zsmalloc.relocate(tenant.handle).unwrap();
-                zsmalloc.read(to, false, |zpage| {
-                    assert_eq!(zpage.payload, payloads[tenant.owner.0 as usize]);
-                    assert_eq!(u64::from(zpage.check), tenant.owner.0);
-                });
-                moved += 1;
-            }
-            assert!(moved < 100, "each of the 50 that live moves at most once or twice");
-        }
-        assert!(moved > 0);
-        zsmalloc.give_back(true);
-        let usage = zsmalloc.usage();
-        assert_eq!(usage.zpages, 50);
-        assert!(usage.waste_bytes() <= 3 * 8 * 4096, "{usage:?}");
-        assert_eq!(budget.used(), usage.frame_bytes + usage.table_bytes);
-    }
-
-    #[test]
-    fn no_more_frames_than_the_budget_has_room_for() {
-        let (zsmalloc, budget) = zsmalloc(1 << 20);
-        let payload = vec![5; 4096];
-        let mut handles = Vec::new();
-        while let Ok(handle) = zsmalloc.store(Class::Ephemeral, Queue::Small, &zpage(0, &payload), Purpose::Admit) {
-            handles.push(handle);
-        }
-        assert!(handles.len() > 200, "{}", handles.len());
-        assert!(budget.used() <= 1 << 20);
-        assert_eq!(zsmalloc.coldest(Class::Persistent, Queue::Small), None);
-        assert_eq!(zsmalloc.coldest(Class::Ephemeral, Queue::Small).unwrap().start, 0);
-        handles.into_iter().for_each(|handle| zsmalloc.free(handle));
-        zsmalloc.give_back(true);
-        let usage = zsmalloc.usage();
-        assert_eq!((usage.zpages, usage.frame_bytes, usage.live_bytes), (0, 0, 0));
-        assert_eq!(budget.used(), usage.table_bytes);
     }
 }

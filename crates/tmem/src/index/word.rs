@@ -64,14 +64,14 @@ impl Word {
 
 /// Where in the index a word stands: the other direction of a handle.
 ///
-/// As an [`Owner`]: bits 0-5 slot, 6-27 leaf, 28-39 shard; bit 40 says that bits 0-31 are a row of the shared table.
+/// As an [`Owner`]: bits 0-5 slot, 6-26 leaf, 27-38 shard; bit 39 says that bits 0-31 are a row of the shared table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Slot {
     Entry { shard: u16, leaf: u32, slot: u32 },
     Shared(u32),
 }
 
-const LEAF_BITS: u32 = 22;
+const LEAF_BITS: u32 = 21;
 const SHARD_BITS: u32 = 12;
 /// Shards that an index can have.
 pub(crate) const SHARDS_MAX: usize = 1 << SHARD_BITS;

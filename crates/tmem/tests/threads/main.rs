@@ -63,7 +63,7 @@ fn own_keys(store: &Store, pool: PoolId, kind: PoolKind, owner: u64, steps: u32)
 
 #[test]
 fn no_thread_sees_an_old_page() {
-    let allocators = [AllocatorKind::Log, AllocatorKind::Zsmalloc];
+    let allocators = [AllocatorKind::Log, AllocatorKind::Zsmalloc, AllocatorKind::Zbud, AllocatorKind::Xvmalloc];
     for (budget, allocator) in [2 << 20, 16 << 20].into_iter().flat_map(|b| allocators.map(|a| (b, a))) {
         let store = Store::new(Config::new(budget).allocator(allocator).threads(3)).unwrap();
         let kinds = [PoolKind::Ephemeral, PoolKind::Persistent];
@@ -81,7 +81,7 @@ fn no_thread_sees_an_old_page() {
                 .map(|owner| {
                     let (store, which) = (&store, owner as usize % 2);
                     let (pool, kind) = (pools[which], kinds[which]);
-                    scope.spawn(move || own_keys(store, pool, kind, owner, 20_000))
+                    scope.spawn(move || own_keys(store, pool, kind, owner, 10_000))
                 })
                 .collect();
             let results: Vec<_> = workers.into_iter().map(|worker| worker.join()).collect();
