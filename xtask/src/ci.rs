@@ -1,6 +1,7 @@
 //! `cargo xtask ci` and `cargo xtask soak`: everything that must hold, once and for long.
 
 use std::path::PathBuf;
+use std::process::Command;
 
 use anyhow::{Context, bail};
 use clap::Args;
@@ -29,6 +30,7 @@ pub fn ci() -> anyhow::Result<()> {
     step("build", project::build_tmem().map(drop))?;
     step("documentation tests", run(&mut cargo(&["test", "--workspace", "--release", "--doc"])))?;
     step("benchmarks in short", benchmarks_in_short())?;
+    step("tests with assertions", checked_tests())?;
     step("tests", tests(false))?;
     if !failed.is_empty() {
         bail!("failed: {}", failed.join(", "));
@@ -42,6 +44,12 @@ fn benchmarks_in_short() -> anyhow::Result<()> {
         run(&mut cargo(&["bench", "--package", "tmem", "--bench", &name, "--", "--quick"]))?;
     }
     run(&mut cargo(&["run", "--release", "--package", "xtask", "--", "bench", "alloc", "--quick"]))
+}
+
+/// The tests of the engine with `debug_assertions`: all others run without, as users do.
+fn checked_tests() -> anyhow::Result<()> {
+    let tests = ["--lib", "--test", "model", "--test", "reclaim", "--test", "recompress", "--test", "threads"];
+    run(cargo(&["test", "--profile", "checked", "--package", "tmem"]).args(tests))
 }
 
 /// All tests, by nextest where that is installed.
@@ -64,11 +72,57 @@ pub struct SoakArgs {
     fuzz_seconds: u32,
 }
 
-/// The long versions of all tests, then every fuzz target for a while.
+/// The long versions of all tests, the models of the locks, the stress test under AddressSanitizer, then every fuzz target
+/// for a while.
 pub fn soak(args: &SoakArgs) -> anyhow::Result<()> {
     project::build_tmem()?;
     tests(true)?;
+    loom()?;
+    address_sanitizer()?;
     fuzz(args.fuzz_seconds)
+}
+
+/// Every order in which the store's locks can be taken, in small.
+fn loom() -> anyhow::Result<()> {
+    let mut command = cargo(&["test", "--release", "--package", "tmem", "--test", "loom"]);
+    // A directory of its own, so that other builds need not start anew afterwards.
+    run(command.arg("--target-dir").arg(project::target_dir()?.join("loom")).env("RUSTFLAGS", "--cfg loom"))
+}
+
+/// The stress test with every access of Rust and C to memory checked. The arena itself is one mapping to the sanitizer: what
+/// it finds there is use outside of it, and in it the test's own comparison of each byte has to do.
+fn address_sanitizer() -> anyhow::Result<()> {
+    let libraries = PathBuf::from(output(Command::new("rustc").args(["--print", "target-libdir"]))?.trim());
+    let found = std::fs::read_dir(&libraries).is_ok_and(|mut files| {
+        files.any(|file| file.is_ok_and(|file| file.file_name().to_string_lossy().ends_with("_rt.asan.a")))
+    });
+    if !found {
+        println!("\nSKIPPED: AddressSanitizer: this Rust toolchain has no runtime for it in {}", libraries.display());
+        return Ok(());
+    }
+    let version = output(Command::new("rustc").arg("-vV"))?;
+    let host = version.lines().find_map(|line| line.strip_prefix("host: ")).context("rustc names no host")?;
+    let tests = ["test", "--profile", "checked", "--package", "tmem", "--test", "threads"];
+    let mut command = cargo(&tests);
+    // With a target of its own, the flags are not for build scripts and macros, which could not be loaded then.
+    command.args(["--target", host, "--target-dir"]).arg(project::target_dir()?.join("asan"));
+    command.env("RUSTC_BOOTSTRAP", "1").env("RUSTFLAGS", "-Zsanitizer=address").env("TMEM_LONG", "1");
+    let flags = "-fsanitize=address";
+    let compiler = std::env::var_os("CC").unwrap_or_else(|| "cc".into());
+    match output(Command::new(&compiler).args([flags, "-x", "c", "-c", "-o", "/dev/null", "/dev/null"])) {
+        Ok(_) => drop(command.env("CFLAGS", flags)),
+        Err(error) => println!("\nSKIPPED: AddressSanitizer in the C code of zstd and lz4: {error:#}"),
+    }
+    run(command.args(["--", "--nocapture"]))
+}
+
+/// What a program prints.
+fn output(command: &mut Command) -> anyhow::Result<String> {
+    let output = command.output().with_context(|| format!("cannot run {command:?}"))?;
+    if !output.status.success() {
+        bail!("{command:?} failed: {}", String::from_utf8_lossy(&output.stderr).trim());
+    }
+    String::from_utf8(output.stdout).context("not UTF-8")
 }
 
 fn fuzz(seconds: u32) -> anyhow::Result<()> {

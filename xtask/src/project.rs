@@ -30,14 +30,19 @@ pub fn run(command: &mut Command) -> anyhow::Result<()> {
 /// Builds `tmem` in release mode and tells where it is.
 pub fn build_tmem() -> anyhow::Result<PathBuf> {
     run(&mut cargo(&["build", "--release", "--package", "tmem-cli"]))?;
-    // `current_exe` is TARGET/debug/xtask, whatever CARGO_TARGET_DIR or the configuration says.
-    let exe = std::env::current_exe().context("cannot tell where xtask is")?;
-    let target = exe.ancestors().nth(2).context("xtask is not in a target directory")?;
-    let tmem = target.join("release/tmem");
+    let tmem = target_dir()?.join("release/tmem");
     if !tmem.exists() {
         bail!("{} is not there after the build", tmem.display());
     }
     Ok(tmem)
+}
+
+/// Where cargo builds.
+pub fn target_dir() -> anyhow::Result<PathBuf> {
+    // `current_exe` is TARGET/debug/xtask, whatever CARGO_TARGET_DIR or the configuration says.
+    let exe = std::env::current_exe().context("cannot tell where xtask is")?;
+    let target = exe.ancestors().nth(2).context("xtask is not in a target directory")?;
+    Ok(target.to_owned())
 }
 
 /// Whether a program can be found in `PATH`.

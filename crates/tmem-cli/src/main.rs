@@ -2,6 +2,7 @@
 
 mod doctor;
 mod ending;
+mod estimate;
 mod flags;
 mod manual;
 mod size;
@@ -32,6 +33,7 @@ fn main() -> ExitCode {
             let able = doctor::print(&tmem_run::doctor::examine(), args.json);
             able.map(|able| if able { ExitCode::SUCCESS } else { ExitCode::FAILURE }).map_err(Into::into)
         }
+        Command::Estimate(args) => estimate::print(&args).map(|()| ExitCode::SUCCESS),
         Command::Completions { shell } => manual::completions(shell).map(|()| ExitCode::SUCCESS),
         Command::Man { dir } => manual::man(dir.as_deref()).map(|()| ExitCode::SUCCESS),
     };

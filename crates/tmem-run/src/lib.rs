@@ -1,7 +1,7 @@
 //! Supervisor and injected agent: run an unmodified program tree in less RAM than it needs.
 //!
 //! [`run`] starts a command, [`attach`] joins a running process, [`detach`] leaves it as it was, and
-//! [`doctor::examine`] says whether this machine and this user can do it. See ARCHITECTURE.md for the life of a
+//! [`doctor::examine`] says whether this machine and this user can do it. [`inspect`] looks at a process without touching it. See ARCHITECTURE.md for the life of a
 //! page and of a fault.
 
 mod agent;
@@ -15,6 +15,7 @@ mod event;
 mod evict;
 mod fault;
 mod guard;
+pub mod inspect;
 mod keeper;
 mod leave;
 mod options;

@@ -21,8 +21,12 @@ const MAPPING_BYTES_MIN: u64 = 64 << 10;
 
 /// The evictable mappings of a process, in address order; empty if it is gone.
 pub fn evictable_mappings(pid: i32) -> Vec<Mapping> {
-    let Ok(text) = fs::read_to_string(format!("/proc/{pid}/maps")) else { return Vec::new() };
-    text.lines().filter_map(parse_evictable).collect()
+    fs::read_to_string(format!("/proc/{pid}/maps")).map_or_else(|_| Vec::new(), |text| parse_evictables(&text))
+}
+
+/// The evictable mappings in the text of `/proc/PID/maps`.
+pub fn parse_evictables(maps: &str) -> Vec<Mapping> {
+    maps.lines().filter_map(parse_evictable).collect()
 }
 
 fn parse_evictable(line: &str) -> Option<Mapping> {

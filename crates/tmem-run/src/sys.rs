@@ -214,6 +214,8 @@ impl Uffd {
 pub mod category {
     /// Mapped to memory.
     pub const PRESENT: u64 = 1 << 3;
+    /// In swap.
+    pub const SWAPPED: u64 = 1 << 4;
     /// The shared zero page: costs no memory.
     pub const PFNZERO: u64 = 1 << 5;
 }
@@ -232,20 +234,34 @@ pub struct Region {
 
 /// Fills `out` with the runs of present, non-zero pages in `[start, end)`; returns how many and where the scan ended.
 pub fn scan_present(pagemap: BorrowedFd<'_>, start: u64, end: u64, out: &mut [Region]) -> Result<(usize, u64), Errno> {
-    scan(pagemap, start, end, category::PFNZERO, out)
+    let filter = Filter { inverted: category::PFNZERO, any: category::PRESENT };
+    scan(pagemap, start, end, filter, out)
+}
+
+/// Fills `out` with the runs of pages in `[start, end)` that take memory or swap; returns how many and where the scan ended.
+pub fn scan_held(pagemap: BorrowedFd<'_>, start: u64, end: u64, out: &mut [Region]) -> Result<(usize, u64), Errno> {
+    let filter = Filter { inverted: category::PFNZERO, any: category::PRESENT | category::SWAPPED };
+    scan(pagemap, start, end, filter, out)
 }
 
 /// Fills `out` with the runs of pages in `[start, end)` that map the zero page; returns how many and where the scan ended.
 pub fn scan_zero(pagemap: BorrowedFd<'_>, start: u64, end: u64, out: &mut [Region]) -> Result<(usize, u64), Errno> {
-    scan(pagemap, start, end, 0, out)
+    scan(pagemap, start, end, Filter { inverted: 0, any: category::PRESENT }, out)
 }
 
-/// Runs of present pages that are the zero page or, where `inverted` says so, are not.
+/// Which pages a scan finds.
+struct Filter {
+    /// [`category::PFNZERO`] to find what is not the zero page, nothing to find what is.
+    inverted: u64,
+    /// Categories of which one must be set; they are also what is returned.
+    any: u64,
+}
+
 fn scan(
     pagemap: BorrowedFd<'_>,
     start: u64,
     end: u64,
-    inverted: u64,
+    filter: Filter,
     out: &mut [Region],
 ) -> Result<(usize, u64), Errno> {
     let mut arg = [0_u64; 12];
@@ -255,9 +271,10 @@ fn scan(
     arg[5] = out.as_mut_ptr() as u64;
     arg[6] = out.len() as u64;
     arg[7] = 0; // max_pages: no limit
-    arg[8] = inverted; // categories that must be clear
-    arg[9] = category::PRESENT | category::PFNZERO; // mask
-    arg[11] = category::PRESENT; // what to return
+    arg[8] = filter.inverted; // categories that must be clear
+    arg[9] = category::PFNZERO; // categories that must be as they are told, all of them
+    arg[10] = filter.any; // categories of which one must be set
+    arg[11] = filter.any; // what to return
     // SAFETY: `arg` is a pm_scan_arg of 96 bytes whose vector points at `out`, both alive across the call.
     let r = unsafe { libc::ioctl(pagemap.as_raw_fd(), PAGEMAP_SCAN as _, arg.as_mut_ptr()) };
     let count = check(r.into())?;

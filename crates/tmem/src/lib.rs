@@ -62,5 +62,5 @@ pub use error::{Error, ErrorKind};
 pub use key::{Key, ObjectId};
 pub use page::{PAGE_SIZE, Page, page_hash};
 pub use pool::{PoolId, PoolKind, PoolOptions};
-pub use stats::{Maintenance, PoolStats, Put, Reclaim, Short, Stats};
+pub use stats::{Maintenance, PoolStats, Put, Reclaim, Recompression, Short, Stats};
 pub use store::{Config, Store, WriteBack};

@@ -1,11 +1,12 @@
-//! Shared rows: zpages that belong to several pools since a clone, each with its handle and the number of words that name it.
+//! Shared rows: zpages that several words name, because they belong to several pools
+//! since a clone or because they hold a group of pages, each with its handle and the number of words that name it.
 //!
 //! A row is read and moved under the lock of its part, which is taken after an index shard's lock and before the
 //! allocator's. Rows come in chunks; a chunk of which no row is used goes back to the system.
 
-use crate::alloc::Handle;
+use crate::alloc::{Handle, Owner};
 use crate::budget::Budget;
-use crate::sync::{Mutex, RwLock, lock, write};
+use crate::sync::{Mutex, Rank, RwLock, lock, write};
 
 const PARTS: u32 = 16;
 const CHUNK: usize = 256;
@@ -13,6 +14,9 @@ const CHUNK: usize = 256;
 #[derive(Clone, Copy, Debug)]
 struct Row {
     handle: Handle,
+    /// The index slot of the first page of a group, as long as it was not given another key: where whoever empties a frame
+    /// finds the others.
+    home: Owner,
     /// Words that name the row; none if it is free.
     words: u32,
     /// The next free row of the chunk.
@@ -20,6 +24,7 @@ struct Row {
 }
 
 const NO_ROW: u16 = u16::MAX;
+const NO_HOME: Owner = Owner(u64::MAX);
 
 #[derive(Debug)]
 struct Chunk {
@@ -45,7 +50,8 @@ pub(crate) struct SharedTable {
 
 impl SharedTable {
     pub(crate) fn new() -> Self {
-        Self { parts: (0..PARTS).map(|_| RwLock::new(Rows::default())).collect(), next: Mutex::new(0) }
+        let part = |_| RwLock::new(Rank::Rows, Rows::default());
+        Self { parts: (0..PARTS).map(part).collect(), next: Mutex::new(Rank::NextRows, 0) }
     }
 
     /// A part for new rows, in turn.
@@ -99,6 +105,26 @@ impl Rows {
         self.row_mut(row).handle = handle;
     }
 
+    /// Where a group was made, if the row is one's and used.
+    pub(crate) fn home(&self, row: u32) -> Option<Owner> {
+        let (chunk, at) = Self::split(row);
+        let row = &self.chunks.get(chunk)?.as_ref()?.rows[at];
+        (row.words > 0 && row.home != NO_HOME).then_some(row.home)
+    }
+
+    /// Words that name the row.
+    pub(crate) fn words(&self, row: u32) -> u32 {
+        let (chunk, at) = Self::split(row);
+        self.chunks.get(chunk).and_then(Option::as_ref).map_or(0, |chunk| chunk.rows[at].words)
+    }
+
+    /// A new row of a group, named by `words` words in the leaf of `home`. `part` is the number of this part.
+    pub(crate) fn add_group(&mut self, part: u32, handle: Handle, words: u32, home: Owner, budget: &Budget) -> u32 {
+        let row = self.add(part, handle, words, budget);
+        self.row_mut(row).home = home;
+        row
+    }
+
     /// A new row, named by `words` words. `part` is the number of this part.
     pub(crate) fn add(&mut self, part: u32, handle: Handle, words: u32, budget: &Budget) -> u32 {
         let number = self.free_chunk(budget);
@@ -107,7 +133,7 @@ impl Rows {
         let row = &mut chunk.rows[at as usize];
         chunk.first_free = row.next_free;
         chunk.used += 1;
-        (row.handle, row.words) = (handle, words);
+        (row.handle, row.words, row.home) = (handle, words, NO_HOME);
         let at = number * CHUNK + at as usize;
         u32::try_from(at).expect("fewer rows than words") * PARTS + part
     }
@@ -162,6 +188,7 @@ impl Chunk {
     fn new() -> Self {
         let row = |at: usize| Row {
             handle: Handle::untagged(0),
+            home: NO_HOME,
             words: 0,
             next_free: if at + 1 < CHUNK { at as u16 + 1 } else { NO_ROW },
         };

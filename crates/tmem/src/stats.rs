@@ -50,6 +50,8 @@ pub struct Stats {
     pub declined: u64,
     /// Pages that were put again soon after they were dropped.
     pub refaults: u64,
+    /// Pages that were packed again in groups.
+    pub recompressed: u64,
     /// Zpages that were moved to close holes.
     pub moves: u64,
     /// Bytes that those moves copied.
@@ -118,6 +120,28 @@ pub enum Short {
     Declined,
     /// What is left is shared, damaged or changing too fast, or its frames hold other pages as well.
     Pinned,
+}
+
+/// What a step of recompression did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Recompression {
+    /// Groups that were made.
+    pub groups: u64,
+    /// Their pages.
+    pub pages: u64,
+    /// Payload bytes that this saved.
+    pub saved_bytes: u64,
+    /// Pages that win nothing in a group and are left alone from now on.
+    pub dense: u64,
+    /// Pages that were taken out of groups that had lost most of theirs.
+    pub dissolved: u64,
+    /// Groups that were not made because a page changed meanwhile.
+    pub lost_races: u64,
+    /// Groups for which the budget had no room.
+    pub no_room: u64,
+    /// The walk over the whole store came to its end.
+    pub walked: bool,
 }
 
 /// What a step of background work did.

@@ -100,12 +100,16 @@ fn objects(random: &mut Random, page: &mut Page) {
 /// # Panics
 /// When there is no memory for a context.
 pub fn expand_any(encoding: u8, payload: &[u8]) -> bool {
-    use crate::codec::{Encoding, Expand, ZstdExpander, expand_plain};
+    use crate::codec::{Encoding, Expand, GroupExpander, ZstdExpander, expand_plain};
     let mut out = [0; PAGE_SIZE];
-    match Encoding::from_u8(encoding % 4) {
+    match Encoding::from_u8(encoding % 5) {
         Some(Encoding::Zstd) => {
             let mut expander = ZstdExpander::new().expect("there is memory");
             expander.expand(payload, &mut out).is_ok()
+        }
+        Some(Encoding::Group) => {
+            let mut zstd = ZstdExpander::new().expect("there is memory");
+            GroupExpander::new().expand(&mut zstd, payload, usize::from(encoding / 5), &mut out).is_ok()
         }
         Some(encoding) => expand_plain(encoding, payload, &mut out).is_ok(),
         None => false,

@@ -3,8 +3,11 @@
 //! `RUSTFLAGS="--cfg loom" cargo test --release -p tmem --test loom`
 #![cfg(loom)]
 
-use loom::sync::Arc;
-use tmem::{AllocatorKind, CodecKind, Config, Key, PAGE_SIZE, Page, PoolId, PoolKind, PoolOptions, Store};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
+
+use loom::sync::{Arc, Mutex};
+use tmem::{AllocatorKind, CodecKind, Config, Key, PAGE_SIZE, Page, PoolId, PoolKind, PoolOptions, Store, WriteBack};
 
 fn page(version: u8) -> Page {
     let mut page = [0; PAGE_SIZE];
@@ -29,8 +32,15 @@ fn store() -> (Arc<Store>, PoolId) {
 }
 
 fn check(test: impl Fn() + Sync + Send + 'static) {
+    check_with(None, test);
+}
+
+/// Every order in which at most `preemptions` times a thread is interrupted that could have gone on: the shrinker takes too
+/// many locks for all orders, and two interruptions are what a race between two threads needs.
+fn check_with(preemptions: Option<usize>, test: impl Fn() + Sync + Send + 'static) {
     let mut model = loom::model::Builder::new();
     model.max_branches = 100_000;
+    model.preemption_bound = preemptions;
     // Loom's own threads have too little stack for a page and a frame's tenants.
     let test = std::sync::Arc::new(test);
     let orders = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
@@ -112,5 +122,192 @@ fn a_shared_page_can_move_while_one_side_lets_go() {
         mover.join().unwrap();
         assert!(store.get(Key::new(clone, 0, 0), &mut out).unwrap() && out == page(1));
         assert_eq!(store.stats().zpages, 1);
+    });
+}
+
+const PREEMPTIONS: Option<usize> = Some(2);
+
+/// A store with some pages that can be taken back, all of them in two frames.
+fn full(kind: PoolKind) -> (Arc<Store>, PoolId) {
+    let config = Config::new(2 << 20).codec(CodecKind::Lz4).allocator(AllocatorKind::Log).threads(1).shards(1);
+    let store = Store::new(config).unwrap();
+    let pool = store.create_pool(kind, PoolOptions::default()).unwrap();
+    for index in 0..2 {
+        store.put(Key::new(pool, 0, index), &noise(index as u8)).unwrap();
+    }
+    // Frames that were brought in ahead go back, so that the next one costs a page.
+    store.reclaim(0, None);
+    (Arc::new(store), pool)
+}
+
+/// A page that takes a frame of its own.
+fn noise(version: u8) -> Page {
+    let mut random = tmem::testing::Random::new(version.into());
+    let mut page = [0; PAGE_SIZE];
+    page.chunks_exact_mut(8).for_each(|word| word.copy_from_slice(&random.number().to_le_bytes()));
+    page
+}
+
+#[test]
+fn a_get_during_reclaim_finds_the_page_or_nothing() {
+    check_with(PREEMPTIONS, || {
+        let (store, pool) = full(PoolKind::Ephemeral);
+        let shrinker = {
+            let store = store.clone();
+            spawn(move || store.reclaim(1, None))
+        };
+        let mut out = [0; PAGE_SIZE];
+        let found = store.get(Key::new(pool, 0, 0), &mut out).unwrap();
+        assert!(!found || out == noise(0));
+        let done = shrinker.join().unwrap();
+        assert!(done.frames >= 1 || done.short.is_some(), "{done:?}");
+        let stats = store.stats();
+        assert_eq!((stats.pages, stats.evictions), (stats.zpages, 2 - stats.pages));
+    });
+}
+
+#[test]
+fn a_flush_during_reclaim_frees_once() {
+    check_with(PREEMPTIONS, || {
+        let (store, pool) = full(PoolKind::Ephemeral);
+        let shrinker = {
+            let store = store.clone();
+            spawn(move || store.reclaim(1, None))
+        };
+        let flushed = store.flush_page(Key::new(pool, 0, 0));
+        let done = shrinker.join().unwrap();
+        let stats = store.stats();
+        assert_eq!(stats.pages + done.evicted + u64::from(flushed), 2, "{done:?}");
+        assert!(!store.contains(Key::new(pool, 0, 0)) && stats.pages == stats.zpages);
+    });
+}
+
+/// The owner's swap device: which version of a page it holds, and how many copies nobody committed or discarded.
+#[derive(Default)]
+struct Owner {
+    committed: Mutex<Vec<(u32, Page)>>,
+    written: Mutex<Option<Page>>,
+    loose: AtomicU64,
+}
+
+impl WriteBack for Owner {
+    fn write(&self, _: Key, page: &Page) -> Option<u64> {
+        *self.written.lock().unwrap() = Some(*page);
+        self.loose.fetch_add(1, Relaxed);
+        Some(0)
+    }
+
+    fn commit(&self, key: Key, _: u64) {
+        self.loose.fetch_sub(1, Relaxed);
+        let page = self.written.lock().unwrap().take().unwrap();
+        self.committed.lock().unwrap().push((key.index, page));
+    }
+
+    fn discard(&self, _: Key, _: u64) {
+        self.loose.fetch_sub(1, Relaxed);
+    }
+}
+
+#[test]
+fn an_overwrite_during_write_back_is_not_lost() {
+    check_with(PREEMPTIONS, || {
+        let (store, pool) = full(PoolKind::Persistent);
+        let owner = Arc::new(Owner::default());
+        let shrinker = {
+            let (store, owner) = (store.clone(), owner.clone());
+            spawn(move || store.reclaim(1, Some(&*owner)))
+        };
+        let key = Key::new(pool, 0, 0);
+        store.put(key, &noise(9)).unwrap();
+        shrinker.join().unwrap();
+        assert_eq!(owner.loose.load(Relaxed), 0);
+        // The new version is in the store, or it was written back itself. Never is the old one alone left.
+        let mut out = [0; PAGE_SIZE];
+        let committed = owner.committed.lock().unwrap();
+        let last = committed.iter().rev().find(|(index, _)| *index == 0).map(|(_, page)| *page);
+        assert!(match store.get(key, &mut out).unwrap() {
+            true => out == noise(9),
+            false => last == Some(noise(9)),
+        });
+    });
+}
+
+#[test]
+fn two_shrinkers_side_by_side_take_each_page_once() {
+    check_with(PREEMPTIONS, || {
+        let (store, pool) = full(PoolKind::Persistent);
+        let owners = [(); 2].map(|()| Arc::new(Owner::default()));
+        let shrinker = {
+            let (store, owner) = (store.clone(), owners[1].clone());
+            spawn(move || store.reclaim(1, Some(&*owner)))
+        };
+        let first = store.reclaim(1, Some(&*owners[0]));
+        let second = shrinker.join().unwrap();
+        let mut places = [0; 2];
+        for owner in &owners {
+            assert_eq!(owner.loose.load(Relaxed), 0);
+            owner.committed.lock().unwrap().iter().for_each(|(index, page)| {
+                places[*index as usize] += 1;
+                assert!(*page == noise(*index as u8));
+            });
+        }
+        for index in 0..2 {
+            places[index as usize] += u32::from(store.contains(Key::new(pool, 0, index)));
+        }
+        assert_eq!(places, [1, 1], "{first:?} {second:?}");
+        assert!(store.stats().pages == store.stats().zpages);
+    });
+}
+
+#[test]
+fn puts_that_make_room_at_the_same_time_keep_to_the_budget() {
+    check_with(PREEMPTIONS, || {
+        let (store, pool) = full(PoolKind::Ephemeral);
+        // No room for one more: what is there has to go first.
+        let budget = store.stats().memory_bytes + (64 << 10);
+        store.set_budget(budget);
+        let putter = {
+            let store = store.clone();
+            spawn(move || store.put(Key::new(pool, 0, 2), &noise(2)).is_ok())
+        };
+        let own = store.put(Key::new(pool, 0, 3), &noise(3)).is_ok();
+        let other = putter.join().unwrap();
+        let mut out = [0; PAGE_SIZE];
+        for (index, accepted) in [(2, other), (3, own)] {
+            let found = store.get(Key::new(pool, 0, index), &mut out).unwrap();
+            assert!(!found || (accepted && out == noise(index as u8)));
+        }
+        let stats = store.stats();
+        assert!(stats.memory_bytes <= stats.budget_bytes, "{stats:?}");
+    });
+}
+
+#[test]
+fn a_put_during_recompression_wins() {
+    check_with(PREEMPTIONS, || {
+        let config = Config::new(2 << 20).codec(CodecKind::Lz4).allocator(AllocatorKind::Log).threads(1).shards(1);
+        let store = Arc::new(Store::new(config).unwrap());
+        let pool = store.create_pool(PoolKind::Persistent, PoolOptions::default()).unwrap();
+        for index in 0..4 {
+            let mut page = noise(0);
+            page[2048..].fill(index as u8);
+            store.put(Key::new(pool, 0, index), &page).unwrap();
+        }
+        store.recompress(Duration::from_secs(60));
+        let walker = {
+            let store = store.clone();
+            spawn(move || store.recompress(Duration::from_secs(60)))
+        };
+        store.put(Key::new(pool, 0, 1), &noise(7)).unwrap();
+        let done = walker.join().unwrap();
+        // None of both if the put came before the walk.
+        assert!(done.groups + done.lost_races <= 1, "{done:?}");
+        let mut out = [0; PAGE_SIZE];
+        assert!(store.get(Key::new(pool, 0, 1), &mut out).unwrap() && out == noise(7));
+        assert!(
+            store.get(Key::new(pool, 0, 3), &mut out).unwrap() && out[4000] == 3 && out[..2048] == noise(0)[..2048]
+        );
+        store.flush_range(pool, 0.into(), 0..4);
+        assert_eq!(store.stats().zpages, 0);
     });
 }

@@ -1,10 +1,14 @@
 //! The whole contract against a naive model: one thread, random operations from a seed that is printed.
 #![cfg(not(loom))]
 
+use std::cell::RefCell;
 use std::collections::HashMap;
+use std::time::Duration;
 
 use tmem::testing::{Random, sample_page};
-use tmem::{AllocatorKind, CodecKind, Config, Key, ObjectId, PAGE_SIZE, Page, PoolId, PoolKind, PoolOptions, Store};
+use tmem::{
+    AllocatorKind, CodecKind, Config, Key, ObjectId, PAGE_SIZE, Page, PoolId, PoolKind, PoolOptions, Store, WriteBack,
+};
 
 /// What the model knows of a pool.
 struct Pool {
@@ -21,7 +25,34 @@ struct World {
     dead: Vec<PoolId>,
     refused: u64,
     liked: u64,
+    written_back: u64,
     budget: u64,
+}
+
+/// Where persistent pages go: remembers them until the model has compared them.
+struct Owner {
+    random: RefCell<Random>,
+    committed: RefCell<Vec<(Key, Page)>>,
+}
+
+impl WriteBack for Owner {
+    fn write(&self, key: Key, page: &Page) -> Option<u64> {
+        if self.random.borrow_mut().below(4) == 0 {
+            return None;
+        }
+        let mut committed = self.committed.borrow_mut();
+        committed.push((key, *page));
+        Some(committed.len() as u64)
+    }
+
+    fn commit(&self, key: Key, copy: u64) {
+        let committed = self.committed.borrow();
+        assert!(copy == committed.len() as u64 && committed.last().unwrap().0 == key);
+    }
+
+    fn discard(&self, _: Key, _: u64) {
+        panic!("nobody changes pages meanwhile");
+    }
 }
 
 const BUDGET: u64 = 2 << 20;
@@ -38,6 +69,7 @@ impl World {
             dead: Vec::new(),
             refused: 0,
             liked: 0,
+            written_back: 0,
             budget: BUDGET,
         };
         world.create();
@@ -76,7 +108,10 @@ impl World {
             940..=949 => self.flush_range(),
             950..=951 => self.flush_object(),
             952..=959 => self.rekey(),
-            960..=974 => drop(self.store.maintain()),
+            960..=969 => drop(self.store.maintain()),
+            970..=972 => drop(self.store.recompress(Duration::from_micros(200))),
+            973 => self.reclaim(),
+            974 => drop(self.store.balance(None)),
             975..=977 if self.pools.len() < 5 => self.create(),
             978 if self.pools.len() < 7 => self.clone_pool(),
             979 if self.pools.len() > 3 => self.destroy(),
@@ -250,6 +285,22 @@ impl World {
         assert!(self.store.set_frozen(*id, pool.frozen));
     }
 
+    /// Some frames are taken back; what is persistent goes to its owner, which takes three of four pages.
+    fn reclaim(&mut self) {
+        let owner = Owner { random: RefCell::new(self.random.clone()), committed: RefCell::default() };
+        let frames = self.random.below(20);
+        let done = self.store.reclaim(frames, Some(&owner));
+        assert!(done.frames >= frames || done.short.is_some(), "{done:?}");
+        let committed = owner.committed.into_inner();
+        assert_eq!((done.written_back, done.lost_races), (committed.len() as u64, 0));
+        self.written_back += done.written_back;
+        for (key, page) in committed {
+            let (_, pool) = self.pools.iter_mut().find(|(id, _)| *id == key.pool).unwrap();
+            assert!(pool.kind == PoolKind::Persistent && !self.store.contains(key));
+            assert!(pool.pages.remove(&(key.object, key.index)) == Some(page));
+        }
+    }
+
     fn resize(&mut self) {
         self.budget = BUDGET - self.random.below(BUDGET / 3);
         self.store.set_budget(self.budget);
@@ -295,7 +346,7 @@ impl World {
     }
 }
 
-/// Runs a world to its end and says whether it was hard: pages were refused, dropped and moved.
+/// Runs a world to its end and says whether it was hard: pages were refused, dropped, written back, moved and grouped.
 fn run(seed: u64, codec: CodecKind, allocator: AllocatorKind, steps: usize) -> bool {
     let mut world = World::new(seed, codec, allocator);
     for step in 0..steps {
@@ -307,7 +358,8 @@ fn run(seed: u64, codec: CodecKind, allocator: AllocatorKind, steps: usize) -> b
     world.assert_valid();
     let stats = world.store.stats();
     println!("{stats:?}");
-    let hard = world.refused > 0 && world.liked > 0 && stats.evictions > 0 && stats.moves > 0;
+    let hard = [world.refused, world.liked, world.written_back, stats.evictions, stats.moves, stats.recompressed];
+    let hard = hard.iter().all(|count| *count > 0);
     for (id, _) in world.pools.drain(..) {
         world.store.destroy_pool(id);
     }

@@ -78,6 +78,14 @@ impl Allocator for AnyAllocator {
         either!(self, it => it.read(handle, used, with))
     }
 
+    fn age(&self, handle: Handle, forget_use: bool) -> bool {
+        either!(self, it => it.age(handle, forget_use))
+    }
+
+    fn set_dense(&self, handle: Handle) {
+        either!(self, it => it.set_dense(handle));
+    }
+
     fn payload_bytes(&self, handle: Handle) -> u32 {
         either!(self, it => it.payload_bytes(handle))
     }

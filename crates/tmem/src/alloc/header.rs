@@ -6,8 +6,8 @@
 //! |---|---|---|
 //! | 0 | 0-15 | payload bytes |
 //! | 0 | 16-18 | encoding |
-//! | 0 | 19-21 | flags: dead, used, aged |
-//! | 0 | 22-31 | owner, bits 32-41 |
+//! | 0 | 19-22 | flags: dead, used, aged, dense |
+//! | 0 | 23-31 | owner, bits 32-40 |
 //! | 1 | 0-31 | owner, bits 0-31 |
 //! | 2 | 0-31 | check of the payload |
 
@@ -24,7 +24,11 @@ pub(super) const ALIGN: usize = 4;
 pub(super) const DEAD: u32 = 1 << 19;
 /// The zpage was read since it was stored or moved.
 pub(super) const USED: u32 = 1 << 20;
-const OWNER_SHIFT: u32 = 22;
+/// The zpage was there when recompression came by.
+pub(super) const AGED: u32 = 1 << 21;
+/// Recompression has tried and won nothing.
+pub(super) const DENSE: u32 = 1 << 22;
+const OWNER_SHIFT: u32 = 23;
 /// Bits of an [`Owner`].
 pub(crate) const OWNER_BITS: u32 = 32 + 32 - OWNER_SHIFT;
 
@@ -76,6 +80,15 @@ impl Header {
     /// Takes a flag out of the header at `at`.
     pub(super) fn unmark(frames: &Frames, at: usize, flag: u32) {
         frames.word(at).fetch_and(!flag, Relaxed);
+    }
+
+    /// See [`Allocator::age`](super::Allocator::age).
+    pub(super) fn age(frames: &Frames, at: usize, forget_use: bool) -> bool {
+        let before = frames.word(at).fetch_or(AGED, Relaxed);
+        if forget_use && before & USED != 0 {
+            Self::unmark(frames, at, USED | AGED);
+        }
+        before & (AGED | USED | DENSE) == AGED
     }
 
     /// Names another owner in the header at `at`.

@@ -11,13 +11,14 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use super::header::{self, ALIGN, DEAD, HEADER_BYTES, Header, USED, zpage_bytes};
+use super::header::{self, ALIGN, DEAD, DENSE, HEADER_BYTES, Header, USED, zpage_bytes};
 use super::segment::{FRAMES, NO_START, SEGMENT_BYTES, Segment, State};
 use super::{Allocator, Class, FrameId, Handle, NewZpage, NoRoom, Owner, Queue, Tenant, Tenants, Usage, Zpage};
 use crate::budget::{Budget, Purpose};
+use crate::codec::PAYLOAD_BYTES_MAX;
 use crate::frames::Frames;
 use crate::page::PAGE_SIZE;
-use crate::sync::{Mutex, lock};
+use crate::sync::{Mutex, Rank, lock};
 
 /// What the four heads append to.
 const QUEUES: [(Class, Queue); HEADS] = [
@@ -30,6 +31,8 @@ const HEADS: usize = 4;
 /// Dead frames that may wait for company before they are given back; on top of it one in 128 of all.
 const DEAD_FRAMES_MAX: u64 = 16;
 const SEGMENTS_AT_ONCE: usize = 2;
+/// How many frames before the one that it reaches into a zpage may start.
+const FRAMES_BACK: usize = (HEADER_BYTES + PAYLOAD_BYTES_MAX).div_ceil(PAGE_SIZE);
 /// Frames that are brought into memory at a time, as long as the budget has this many bytes to spare.
 const FRAMES_AHEAD: u32 = 8;
 const ROOM_AMPLE_BYTES: u64 = 1 << 20;
@@ -72,7 +75,7 @@ impl Log {
             live_bytes: [0; HEADS],
             usage: Usage::default(),
         };
-        Self { frames, budget, clock, books: Mutex::new(books) }
+        Self { frames, budget, clock, books: Mutex::new(Rank::Books, books) }
     }
 
     fn header(&self, handle: Handle) -> Header {
@@ -329,6 +332,14 @@ impl Allocator for Log {
         unsafe { header::show((&self.frames, at), (&self.frames, at + HEADER_BYTES), used, with) }
     }
 
+    fn age(&self, handle: Handle, forget_use: bool) -> bool {
+        Header::age(&self.frames, handle.offset(), forget_use)
+    }
+
+    fn set_dense(&self, handle: Handle) {
+        Header::mark(&self.frames, handle.offset(), DENSE);
+    }
+
     fn payload_bytes(&self, handle: Handle) -> u32 {
         self.header(handle).payload_bytes() as u32
     }
@@ -400,8 +411,7 @@ impl Allocator for Log {
         if segment.live_in[frame] == 0 {
             return;
         }
-        // A raw page may start two frames before.
-        for frame_before in frame.saturating_sub(2)..=frame {
+        for frame_before in frame.saturating_sub(FRAMES_BACK)..=frame {
             self.walk(segment, number, frame_before, |at, header| {
                 let reaches = at + header.zpage_bytes() > frame * PAGE_SIZE;
                 if header.is(DEAD) || !reaches {

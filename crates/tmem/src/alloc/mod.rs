@@ -13,14 +13,16 @@ mod log;
 mod segment;
 mod size_class;
 mod striped;
+mod zpages;
 mod zsmalloc;
 
 pub use any::AllocatorKind;
-pub(crate) use any::AnyAllocator;
+use any::AnyAllocator;
 pub(crate) use header::{HEADER_BYTES, OWNER_BITS};
 use log::Log;
 use striped::{HANDLE_SHIFT, Striped};
 pub(crate) use striped::{PART_BYTES_MAX, PARTS_MAX};
+pub(crate) use zpages::Zpages;
 use zsmalloc::Zsmalloc;
 
 use crate::budget::Purpose;
@@ -178,6 +180,20 @@ impl Usage {
     }
 }
 
+impl std::iter::Sum for Usage {
+    fn sum<I: Iterator<Item = Self>>(usages: I) -> Self {
+        usages.fold(Self::default(), |sum, usage| Self {
+            zpages: sum.zpages + usage.zpages,
+            payload_bytes: sum.payload_bytes + usage.payload_bytes,
+            live_bytes: sum.live_bytes + usage.live_bytes,
+            frame_bytes: sum.frame_bytes + usage.frame_bytes,
+            waiting_bytes: sum.waiting_bytes + usage.waiting_bytes,
+            returned_frames: sum.returned_frames + usage.returned_frames,
+            table_bytes: sum.table_bytes + usage.table_bytes,
+        })
+    }
+}
+
 /// How zpages are laid into frames.
 pub(crate) trait Allocator: Send + Sync {
     /// Stores a zpage.
@@ -188,6 +204,13 @@ pub(crate) trait Allocator: Send + Sync {
 
     /// Shows the zpage to `with`, and remembers that it was used if `used`.
     fn read<R>(&self, handle: Handle, used: bool, with: impl FnOnce(Zpage<'_>) -> R) -> R;
+
+    /// Says that recompression came by. Answers whether the zpage is cold: it was there the last time as well, nobody has
+    /// read it in between, and it may still become smaller. That it was read is forgotten if `forget_use`.
+    fn age(&self, handle: Handle, forget_use: bool) -> bool;
+
+    /// Says that recompression need not come again.
+    fn set_dense(&self, handle: Handle);
 
     /// How many payload bytes the zpage has.
     fn payload_bytes(&self, handle: Handle) -> u32;

@@ -12,12 +12,15 @@ use crate::threads::thread_number;
 
 pub(crate) const PARTS_MAX: usize = 4;
 pub(super) const HANDLE_SHIFT: u32 = 44;
-const FRAME_SHIFT: u32 = 30;
+const FRAME_SHIFT: u32 = 29;
+/// Bits of the handles and of the frame numbers of all parts.
+pub(super) const HANDLE_BITS: u32 = HANDLE_SHIFT + 2;
+pub(super) const FRAME_BITS: u32 = 31;
 /// Bytes that one part can address.
-pub(crate) const PART_BYTES_MAX: usize = 1 << 42;
+pub(crate) const PART_BYTES_MAX: usize = 1 << 41;
 
 const _: () =
-    assert!(PART_BYTES_MAX / crate::page::PAGE_SIZE <= 1 << FRAME_SHIFT && PARTS_MAX << FRAME_SHIFT <= 1 << 32);
+    assert!(PART_BYTES_MAX / crate::page::PAGE_SIZE <= 1 << FRAME_SHIFT && PARTS_MAX << FRAME_SHIFT <= 1 << FRAME_BITS);
 
 pub(crate) struct Striped<A> {
     parts: Box<[A]>,
@@ -52,6 +55,16 @@ impl<A: Allocator> Allocator for Striped<A> {
     fn read<R>(&self, handle: Handle, used: bool, with: impl FnOnce(Zpage<'_>) -> R) -> R {
         let (part, _, handle) = self.part(handle);
         part.read(handle, used, with)
+    }
+
+    fn age(&self, handle: Handle, forget_use: bool) -> bool {
+        let (part, _, handle) = self.part(handle);
+        part.age(handle, forget_use)
+    }
+
+    fn set_dense(&self, handle: Handle) {
+        let (part, _, handle) = self.part(handle);
+        part.set_dense(handle);
     }
 
     fn payload_bytes(&self, handle: Handle) -> u32 {
@@ -115,16 +128,6 @@ impl<A: Allocator> Allocator for Striped<A> {
     }
 
     fn usage(&self) -> Usage {
-        let mut sum = Usage::default();
-        for usage in self.parts.iter().map(Allocator::usage) {
-            sum.zpages += usage.zpages;
-            sum.payload_bytes += usage.payload_bytes;
-            sum.live_bytes += usage.live_bytes;
-            sum.frame_bytes += usage.frame_bytes;
-            sum.waiting_bytes += usage.waiting_bytes;
-            sum.returned_frames += usage.returned_frames;
-            sum.table_bytes += usage.table_bytes;
-        }
-        sum
+        self.parts.iter().map(Allocator::usage).sum()
     }
 }

@@ -13,13 +13,13 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use super::header::{self, HEADER_BYTES, Header, USED, zpage_bytes};
+use super::header::{self, DENSE, HEADER_BYTES, Header, USED, zpage_bytes};
 use super::size_class::{SIZES, SizeClass, class_of};
 use super::{Allocator, Class, FrameId, Handle, NewZpage, NoRoom, Owner, Queue, Tenant, Tenants, Usage, Zpage};
 use crate::budget::{Budget, Purpose};
 use crate::frames::Frames;
 use crate::page::PAGE_SIZE;
-use crate::sync::{Mutex, lock};
+use crate::sync::{Mutex, Rank, lock};
 
 const FRAMES: usize = 64;
 const SEGMENT_BYTES: usize = FRAMES * PAGE_SIZE;
@@ -130,7 +130,7 @@ impl Zsmalloc {
             usage: Usage { table_bytes: size_of::<[Account; CLASSES]>() as u64, ..Usage::default() },
         };
         budget.charge(books.usage.table_bytes);
-        Self { frames, budget, clock, books: Mutex::new(books) }
+        Self { frames, budget, clock, books: Mutex::new(Rank::Books, books) }
     }
 
     fn header(&self, handle: Handle) -> Header {
@@ -363,6 +363,14 @@ impl Allocator for Zsmalloc {
         let at = handle.offset();
         // SAFETY: the zpage lives during the call, as the trait demands of callers.
         unsafe { header::show((&self.frames, at), (&self.frames, at + HEADER_BYTES), used, with) }
+    }
+
+    fn age(&self, handle: Handle, forget_use: bool) -> bool {
+        Header::age(&self.frames, handle.offset(), forget_use)
+    }
+
+    fn set_dense(&self, handle: Handle) {
+        Header::mark(&self.frames, handle.offset(), DENSE);
     }
 
     fn payload_bytes(&self, handle: Handle) -> u32 {

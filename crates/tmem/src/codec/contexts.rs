@@ -4,11 +4,13 @@
 //! and tries its neighbours when that one is busy, so that a lone thread pays one uncontended lock. A context is made
 //! the first time its slot is used and stays.
 
-use super::{CodecKind, Encoding, Expand, Malformed, PACKED_BYTES_MAX, Pack, ZstdExpander, expand_plain, packer};
+use super::{
+    CodecKind, Encoding, Expand, GroupExpander, Malformed, PACKED_BYTES_MAX, Pack, ZstdExpander, expand_plain, packer,
+};
 use crate::budget::Budget;
 use crate::error::{Error, ErrorKind};
 use crate::page::Page;
-use crate::sync::{Mutex, MutexGuard, lock};
+use crate::sync::{Mutex, MutexGuard, Rank, lock, try_lock};
 use crate::threads::thread_number;
 
 /// A packing context with room for its result.
@@ -27,10 +29,16 @@ impl Packer {
     }
 }
 
+/// An expanding context; what groups need comes with the first group.
+struct Expander {
+    zstd: ZstdExpander,
+    group: Option<GroupExpander>,
+}
+
 pub(crate) struct Contexts {
     kind: CodecKind,
     packers: Box<[Mutex<Option<Packer>>]>,
-    expanders: Box<[Mutex<Option<ZstdExpander>>]>,
+    expanders: Box<[Mutex<Option<Expander>>]>,
 }
 
 impl Contexts {
@@ -39,8 +47,8 @@ impl Contexts {
         let threads = threads.max(1);
         Self {
             kind,
-            packers: (0..threads).map(|_| Mutex::new(None)).collect(),
-            expanders: (0..threads).map(|_| Mutex::new(None)).collect(),
+            packers: (0..threads).map(|_| Mutex::new(Rank::Packer, None)).collect(),
+            expanders: (0..threads).map(|_| Mutex::new(Rank::Expander, None)).collect(),
         }
     }
 
@@ -59,7 +67,7 @@ impl Contexts {
         Ok(with(slot.as_mut().expect("filled above")))
     }
 
-    /// Expands a payload.
+    /// Expands a payload; of a group, the page at `position`.
     ///
     /// # Errors
     /// When it is malformed, or the system gives no memory for a context.
@@ -68,16 +76,26 @@ impl Contexts {
         budget: &Budget,
         encoding: Encoding,
         payload: &[u8],
+        position: usize,
         out: &mut Page,
     ) -> Result<(), Error> {
-        let answer = if encoding == Encoding::Zstd {
+        let answer = if matches!(encoding, Encoding::Zstd | Encoding::Group) {
             let mut slot = own_slot(&self.expanders);
             if slot.is_none() {
-                let expander = ZstdExpander::new().ok_or_else(no_memory)?;
-                budget.charge(expander.memory_bytes() as u64);
-                *slot = Some(expander);
+                let zstd = ZstdExpander::new().ok_or_else(no_memory)?;
+                budget.charge(zstd.memory_bytes() as u64);
+                *slot = Some(Expander { zstd, group: None });
             }
-            slot.as_mut().expect("filled above").expand(payload, out)
+            let Expander { zstd, group } = slot.as_mut().expect("filled above");
+            if encoding == Encoding::Zstd {
+                zstd.expand(payload, out)
+            } else {
+                let group = group.get_or_insert_with(|| {
+                    budget.charge(GroupExpander::MEMORY_BYTES as u64);
+                    GroupExpander::new()
+                });
+                group.expand(zstd, payload, position, out)
+            }
         } else {
             expand_plain(encoding, payload, out)
         };
@@ -93,7 +111,7 @@ fn no_memory() -> Error {
 fn own_slot<T>(slots: &[Mutex<T>]) -> MutexGuard<'_, T> {
     let own = thread_number() % slots.len();
     for distance in 0..slots.len() {
-        if let Ok(slot) = slots[(own + distance) % slots.len()].try_lock() {
+        if let Some(slot) = try_lock(&slots[(own + distance) % slots.len()]) {
             return slot;
         }
     }

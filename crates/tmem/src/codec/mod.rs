@@ -5,10 +5,12 @@
 //! Same-filled pages and pages that do not shrink never reach a codec's `expand`.
 
 mod contexts;
+mod group;
 mod lz4;
 mod zstd;
 
 pub(crate) use contexts::Contexts;
+pub(crate) use group::{GROUP_PAGES, GROUP_PAGES_MIN, GroupExpander, GroupPacker, pages_of};
 pub(crate) use lz4::Lz4;
 pub(crate) use zstd::{ZstdExpander, ZstdPacker};
 
@@ -40,7 +42,7 @@ impl Default for CodecKind {
 pub(crate) const PACKED_BYTES_MAX: usize = PAGE_SIZE - PAGE_SIZE / 16;
 
 /// The longest payload of a zpage.
-pub(crate) const PAYLOAD_BYTES_MAX: usize = PAGE_SIZE;
+pub(crate) const PAYLOAD_BYTES_MAX: usize = group::GROUP_BYTES - group::GROUP_BYTES / 16;
 
 /// How the payload of a zpage is to be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,10 +54,12 @@ pub(crate) enum Encoding {
     Fill = 1,
     Lz4 = 2,
     Zstd = 3,
+    /// Several pages together; see `group`.
+    Group = 4,
 }
 
 impl Encoding {
-    pub(crate) const ALL: [Self; 4] = [Self::Raw, Self::Fill, Self::Lz4, Self::Zstd];
+    pub(crate) const ALL: [Self; 5] = [Self::Raw, Self::Fill, Self::Lz4, Self::Zstd, Self::Group];
 
     pub(crate) fn from_u8(value: u8) -> Option<Self> {
         Self::ALL.into_iter().find(|known| *known as u8 == value)
@@ -96,7 +100,7 @@ pub(crate) fn expand_plain(encoding: Encoding, payload: &[u8], out: &mut Page) -
         Encoding::Raw => *out = payload.try_into().map_err(|_| Malformed)?,
         Encoding::Fill => fill(u64::from_ne_bytes(payload.try_into().map_err(|_| Malformed)?), out),
         Encoding::Lz4 => return Lz4::expand_page(payload, out),
-        Encoding::Zstd => return Err(Malformed),
+        Encoding::Zstd | Encoding::Group => return Err(Malformed),
     }
     Ok(())
 }

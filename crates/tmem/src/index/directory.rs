@@ -6,7 +6,7 @@ use super::{LeafKey, shard::LeafHasher};
 use crate::budget::Budget;
 use crate::key::ObjectId;
 use crate::pool::PoolId;
-use crate::sync::{Mutex, lock};
+use crate::sync::{Mutex, Rank, lock};
 
 const PARTS: usize = 16;
 
@@ -38,7 +38,7 @@ pub(crate) struct Directory {
 
 impl Directory {
     pub(crate) fn new() -> Self {
-        Self { parts: std::array::from_fn(|_| Mutex::new(Part::default())) }
+        Self { parts: std::array::from_fn(|_| Mutex::new(Rank::Directory, Part::default())) }
     }
 
     fn part(&self, hasher: &LeafHasher, pool: PoolId, object: ObjectId) -> &Mutex<Part> {

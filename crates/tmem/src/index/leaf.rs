@@ -2,14 +2,17 @@
 
 use super::{LeafKey, Word};
 
-/// Words in order of their slots; `present` says which slots. The capacity doubles up to 64 as pages come, so that a full
-/// leaf costs eight bytes per page and a lone page does not pay for its absent neighbours.
+/// Words in order of their slots; `present` says which slots. The capacity doubles up to 64 as pages come and halves as they
+/// go, so that a full leaf costs eight bytes per page and a lone page does not pay for its absent neighbours.
 #[derive(Debug)]
 pub(crate) struct Leaf {
     key: LeafKey,
     present: u64,
     words: Vec<Word>,
 }
+
+/// Room that is not worth giving back.
+const CAPACITY_KEPT: usize = 4;
 
 /// What the system's allocator adds to a block, roughly.
 const BLOCK_OVERHEAD_BYTES: usize = 16;
@@ -43,12 +46,18 @@ impl Leaf {
         (self.present >> slot & 1 == 1).then(|| self.words[self.rank(slot)])
     }
 
-    /// Puts a word and says which one stood there.
-    pub(crate) fn set(&mut self, slot: u32, word: Word) -> Option<Word> {
+    /// Puts a word where one stands, and says which. Takes no memory.
+    pub(crate) fn replace(&mut self, slot: u32, word: Word) -> Option<Word> {
         let rank = self.rank(slot);
-        if self.present >> slot & 1 == 1 {
-            return Some(std::mem::replace(&mut self.words[rank], word));
+        (self.present >> slot & 1 == 1).then(|| std::mem::replace(&mut self.words[rank], word))
+    }
+
+    /// Puts a word and says which one stood there. Only the shard may change what a leaf takes: it keeps the account.
+    pub(super) fn set(&mut self, slot: u32, word: Word) -> Option<Word> {
+        if let Some(old) = self.replace(slot, word) {
+            return Some(old);
         }
+        let rank = self.rank(slot);
         if self.words.len() == self.words.capacity() {
             let more = self.words.len().max(2);
             self.words.reserve_exact(more);
@@ -58,13 +67,20 @@ impl Leaf {
         None
     }
 
-    pub(crate) fn take(&mut self, slot: u32) -> Option<Word> {
+    /// Takes a word out. Room is given back when three quarters are free, and then half of it, so that a page that comes
+    /// and goes does not move it each time; shrinking a block in place takes no other.
+    pub(super) fn take(&mut self, slot: u32) -> Option<Word> {
         if self.present >> slot & 1 == 0 {
             return None;
         }
         let rank = self.rank(slot);
         self.present &= !(1 << slot);
-        Some(self.words.remove(rank))
+        let word = self.words.remove(rank);
+        let capacity = self.words.capacity();
+        if capacity > CAPACITY_KEPT && self.words.len() <= capacity / 4 {
+            self.words.shrink_to(capacity / 2);
+        }
+        Some(word)
     }
 
     /// The slots and words that are there; the words may be replaced.
@@ -95,6 +111,8 @@ mod tests {
             } else {
                 assert_eq!(leaf.take(slot), model[slot as usize].take());
             }
+            let (words, room) = (leaf.words.len(), leaf.words.capacity());
+            assert!(room <= CAPACITY_KEPT || words > room / 4, "{words} words in room for {room}");
             let probe = random.below(64) as u32;
             assert_eq!(leaf.get(probe), model[probe as usize]);
         }
@@ -102,5 +120,21 @@ mod tests {
         let expected: Vec<_> =
             (0..64).filter(|s| model[*s as usize].is_some()).map(|s| (s, model[s as usize])).collect();
         assert_eq!(listed, expected);
+    }
+
+    #[test]
+    fn a_drained_leaf_gives_room_back() {
+        let mut leaf = Leaf::new(LeafKey { object: ObjectId::from(1), pool: PoolId::new(0, 1), number: 0 });
+        let full = |leaf: &mut Leaf| (0..64).for_each(|slot| assert_eq!(leaf.set(slot, Word::shared(slot)), None));
+        full(&mut leaf);
+        // Four in five go.
+        (0..64).filter(|slot| slot % 5 > 0).for_each(|slot| assert!(leaf.take(slot).is_some()));
+        assert_eq!((leaf.words.len(), leaf.words.capacity()), (13, 32));
+        assert_eq!(leaf.get(60), Some(Word::shared(60)));
+        (1..64).for_each(|slot| assert_eq!(leaf.take(slot).is_some(), slot % 5 == 0));
+        assert_eq!((leaf.words.len(), leaf.words.capacity()), (1, 4));
+        leaf.take(0);
+        full(&mut leaf);
+        assert_eq!(leaf.words.capacity(), 64);
     }
 }

@@ -7,7 +7,7 @@ use hashbrown::HashTable;
 use super::leaf::Leaf;
 use super::{LeafKey, Word};
 use crate::page::fold;
-use crate::sync::RwLock;
+use crate::sync::{Rank, RwLock};
 
 /// Counters of one shard.
 #[derive(Debug, Default)]
@@ -41,6 +41,7 @@ impl Shard {
         self.leaves.get(number as usize)?.as_ref()
     }
 
+    /// A leaf whose words may be replaced; those that come or go do so by [`set`](Self::set) and [`take`](Self::take).
     pub(crate) fn leaf_mut(&mut self, number: u32) -> Option<&mut Leaf> {
         self.leaves.get_mut(number as usize)?.as_mut()
     }
@@ -93,6 +94,22 @@ impl Shard {
         old
     }
 
+    /// Takes a word out of a leaf, if both are there.
+    pub(crate) fn take(&mut self, leaf: u32, slot: u32) -> Option<Word> {
+        let leaf = self.leaves.get_mut(leaf as usize)?.as_mut()?;
+        let before = leaf.heap_bytes();
+        let word = leaf.take(slot)?;
+        self.leaf_heap_bytes -= before - leaf.heap_bytes();
+        Some(word)
+    }
+
+    /// Counts the bytes of all leaves again and asserts that the account is right.
+    #[cfg(all(test, not(loom)))]
+    pub(crate) fn assert_valid(&self) {
+        let counted: usize = self.leaves.iter().flatten().map(Leaf::heap_bytes).sum();
+        assert_eq!(self.leaf_heap_bytes, counted);
+    }
+
     /// Bytes that the shard takes outside of itself.
     pub(crate) fn heap_bytes(&self) -> usize {
         self.table.allocation_size()
@@ -143,7 +160,8 @@ impl Shards {
     /// `count` must be a power of two of at most `SHARDS_MAX`.
     pub(crate) fn new(count: usize) -> Self {
         assert!(count.is_power_of_two() && count <= super::SHARDS_MAX);
-        Self { hasher: LeafHasher::new(), list: (0..count).map(|_| Padded(RwLock::new(Shard::default()))).collect() }
+        let shard = |_| Padded(RwLock::new(Rank::Shard, Shard::default()));
+        Self { hasher: LeafHasher::new(), list: (0..count).map(shard).collect() }
     }
 
     /// The shard of a hash. The table inside uses the top and the low bits, so the middle ones choose the shard.

@@ -1,6 +1,7 @@
 //! The tagged word of the index, and the owner bits in the header of a zpage.
 
 use crate::alloc::{Handle, OWNER_BITS, Owner};
+use crate::codec::GROUP_PAGES;
 
 /// What the index knows of one page. The low three bits say how to read the others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -12,6 +13,8 @@ const TAG: u64 = (1 << TAG_BITS) - 1;
 const TAG_RAM: u64 = 1;
 const TAG_FILL: u64 = 2;
 const TAG_SHARED: u64 = 3;
+const TAG_MEMBER: u64 = 4;
+const POSITION_BITS: u32 = GROUP_PAGES.trailing_zeros();
 
 /// A word, read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,6 +25,8 @@ pub(crate) enum Place {
     Fill(u64),
     /// A row of the shared table.
     Shared(u32),
+    /// A page of the group whose row this is.
+    Member { row: u32, position: usize },
 }
 
 impl Word {
@@ -38,11 +43,20 @@ impl Word {
         Self(u64::from(row) << TAG_BITS | TAG_SHARED)
     }
 
+    pub(crate) fn member(row: u32, position: usize) -> Self {
+        debug_assert!(position < GROUP_PAGES);
+        Self((u64::from(row) << POSITION_BITS | position as u64) << TAG_BITS | TAG_MEMBER)
+    }
+
     pub(crate) fn place(self) -> Place {
         match self.0 & TAG {
             TAG_RAM => Place::Ram(Handle::untagged(self.0)),
             TAG_FILL => Place::Fill(self.0 >> TAG_BITS),
             TAG_SHARED => Place::Shared((self.0 >> TAG_BITS) as u32),
+            TAG_MEMBER => Place::Member {
+                row: (self.0 >> (TAG_BITS + POSITION_BITS)) as u32,
+                position: (self.0 >> TAG_BITS) as usize % GROUP_PAGES,
+            },
             tag => unreachable!("no word carries the tag {tag}"),
         }
     }
@@ -50,14 +64,14 @@ impl Word {
 
 /// Where in the index a word stands: the other direction of a handle.
 ///
-/// As an [`Owner`]: bits 0-5 slot, 6-28 leaf, 29-40 shard; bit 41 says that bits 0-31 are a row of the shared table.
+/// As an [`Owner`]: bits 0-5 slot, 6-27 leaf, 28-39 shard; bit 40 says that bits 0-31 are a row of the shared table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Slot {
     Entry { shard: u16, leaf: u32, slot: u32 },
     Shared(u32),
 }
 
-const LEAF_BITS: u32 = 23;
+const LEAF_BITS: u32 = 22;
 const SHARD_BITS: u32 = 12;
 /// Shards that an index can have.
 pub(crate) const SHARDS_MAX: usize = 1 << SHARD_BITS;
@@ -96,11 +110,17 @@ mod tests {
 
     #[test]
     fn words_and_owners_survive_packing() {
-        for place in [Place::Ram(Handle::untagged(8 << 40)), Place::Fill(77), Place::Shared(u32::MAX)] {
+        for place in [
+            Place::Ram(Handle::untagged(8 << 40)),
+            Place::Fill(77),
+            Place::Shared(u32::MAX),
+            Place::Member { row: u32::MAX, position: 5 },
+        ] {
             let word = match place {
                 Place::Ram(handle) => Word::ram(handle),
                 Place::Fill(pattern) => Word::fill(pattern).unwrap(),
                 Place::Shared(row) => Word::shared(row),
+                Place::Member { row, position } => Word::member(row, position),
             };
             assert_eq!(word.place(), place);
         }

@@ -73,7 +73,7 @@ impl Store {
             store.expand_word(word, false, &mut stored).ok().filter(|()| stored == *page)?;
             match word.place() {
                 Place::Fill(_) => Some(word),
-                Place::Shared(row) => {
+                Place::Shared(row) | Place::Member { row, .. } => {
                     store.shared.add_word(row);
                     Some(word)
                 }
@@ -82,7 +82,7 @@ impl Store {
                     let row = write(store.shared.part(part)).add(part, handle, 2, &store.budget);
                     store.zpages.set_owner(handle, Slot::Shared(row).into());
                     pool.bytes.fetch_sub(store.zpages.payload_bytes(handle).into(), Relaxed);
-                    leaf.set(slot, Word::shared(row));
+                    leaf.replace(slot, Word::shared(row));
                     Some(Word::shared(row))
                 }
             }
@@ -129,7 +129,7 @@ impl Store {
         let mut copied = Copied { key: leaf.key(), words: [None; LEAF_SLOTS as usize] };
         // Rows that are shared already lie in any part, so each is locked by itself before the part for the new ones is.
         for (_, word) in leaf.iter_mut() {
-            if let Place::Shared(row) = word.place() {
+            if let Place::Shared(row) | Place::Member { row, .. } = word.place() {
                 self.shared.add_word(row);
             }
         }

@@ -1,8 +1,11 @@
 //! The store: the contract of transcendent memory over codecs, allocator and index.
 
 mod clone;
+mod groups;
 mod ranges;
 mod reclaim;
+#[cfg(all(test, not(loom)))]
+mod tests;
 
 pub use reclaim::WriteBack;
 
@@ -10,8 +13,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
 
 use crate::alloc::{
-    Allocator, AllocatorKind, AnyAllocator, Class, HEADER_BYTES, Handle, NewZpage, NoRoom, PART_BYTES_MAX, PARTS_MAX,
-    Queue, Zpage,
+    Allocator, AllocatorKind, Class, HEADER_BYTES, NewZpage, NoRoom, PART_BYTES_MAX, PARTS_MAX, Queue, Zpage, Zpages,
 };
 use crate::budget::{Budget, Purpose};
 use crate::codec::{CodecKind, Contexts, Encoding};
@@ -23,7 +25,7 @@ use crate::page::{PAGE_SIZE, Page, fill, payload_check, same_filled};
 use crate::pool::{PoolId, PoolKind, PoolOptions, PoolSlot, PoolState, Pools};
 use crate::shared::SharedTable;
 use crate::stats::{PoolStats, Put, Reclaim, Stats};
-use crate::sync::{read, write};
+use crate::sync::{Mutex, Rank, read, write};
 use crate::threads::GetCounters;
 
 /// How a store is set up.
@@ -108,6 +110,7 @@ struct Events {
     second_chances: AtomicU64,
     lost_races: AtomicU64,
     declined: AtomicU64,
+    recompressed: AtomicU64,
     moves: AtomicU64,
     moved_bytes: AtomicU64,
     corrupt: AtomicU64,
@@ -132,7 +135,7 @@ impl Events {
 pub struct Store {
     budget: Arc<Budget>,
     contexts: Contexts,
-    zpages: AnyAllocator,
+    zpages: Zpages,
     shards: Shards,
     directory: Directory,
     shared: SharedTable,
@@ -145,6 +148,8 @@ pub struct Store {
     events: Events,
     /// The live bytes in a frame, in sixteenths of it, up to which compaction takes it at present.
     clean_level: AtomicU64,
+    /// Where recompression is.
+    walk: Mutex<groups::Walk>,
 }
 
 impl std::fmt::Debug for Store {
@@ -183,7 +188,7 @@ impl Store {
         let wanted = usize::try_from(budget_bytes.saturating_mul(RESERVE_FACTOR)).unwrap_or(usize::MAX);
         let wanted = wanted.max(RESERVE_BYTES_MIN).min(PART_BYTES_MAX * parts);
         let clock = Arc::default();
-        let zpages = AnyAllocator::new(config.allocator, &budget, &clock, parts, wanted / parts, RESERVE_BYTES_LEAST)?;
+        let zpages = Zpages::new(config.allocator, &budget, &clock, parts, wanted / parts, RESERVE_BYTES_LEAST)?;
         let shards = Shards::new(config.shards.clamp(1, SHARDS_MAX).next_power_of_two());
         budget.charge((size_of::<Self>() + shards.fixed_bytes()) as u64);
         Ok(Self {
@@ -199,6 +204,7 @@ impl Store {
             gets: GetCounters::default(),
             events: Events::default(),
             clean_level: AtomicU64::new(reclaim::LEVEL_MIN),
+            walk: Mutex::new(Rank::Walk, groups::Walk::default()),
         })
     }
 
@@ -360,6 +366,9 @@ impl Store {
                 pool.bytes.fetch_add(bytes.into(), Relaxed);
             }
             Place::Shared(_) => {}
+            Place::Member { row, .. } => {
+                pool.bytes.fetch_add(self.member_bytes(row), Relaxed);
+            }
         }
     }
 
@@ -373,6 +382,9 @@ impl Store {
                 pool.bytes.fetch_sub(bytes.into(), Relaxed);
             }
             Place::Shared(_) => {}
+            Place::Member { row, .. } => {
+                pool.bytes.fetch_sub(self.member_bytes(row), Relaxed);
+            }
         }
     }
 
@@ -388,7 +400,7 @@ impl Store {
             Place::Ram(handle) => {
                 self.zpages.free(handle);
             }
-            Place::Shared(row) => {
+            Place::Shared(row) | Place::Member { row, .. } => {
                 if let Some(handle) = self.shared.remove_word(row, &self.budget) {
                     self.zpages.free(handle);
                 }
@@ -396,9 +408,17 @@ impl Store {
         }
     }
 
+    /// Takes a word out of its leaf; what it names and what is counted of it is the caller's to deal with.
+    fn take_word(&self, shard: &mut Shard, leaf: u32, slot: u32) -> Option<Word> {
+        let before = shard.heap_bytes();
+        let word = shard.take(leaf, slot);
+        self.recharge_shard(shard, before);
+        word
+    }
+
     /// Takes the word of a slot out and forgets the page. The pool may have ended already.
     fn forget(&self, shard: &mut Shard, leaf: u32, slot: u32, pool: &PoolSlot) -> bool {
-        match shard.leaf_mut(leaf).and_then(|leaf| leaf.take(slot)) {
+        match self.take_word(shard, leaf, slot) {
             Some(word) => {
                 self.release_word(shard, word, pool);
                 true
@@ -466,24 +486,29 @@ impl Store {
 
     /// Expands what a word names. The caller holds the lock of the word.
     fn expand_word(&self, word: Word, used: bool, out: &mut Page) -> Result<(), Error> {
+        let mut expand =
+            |handle, position| self.zpages.read(handle, used, |zpage| self.expand_zpage(&zpage, position, out));
         match word.place() {
-            Place::Fill(pattern) => fill(pattern, out),
-            Place::Ram(handle) => return self.expand(handle, used, out),
+            Place::Fill(pattern) => {
+                fill(pattern, out);
+                Ok(())
+            }
+            Place::Ram(handle) => expand(handle, 0),
             Place::Shared(row) => {
                 let rows = read(self.shared.part(row));
-                return self.expand(rows.handle(row), used, out);
+                expand(rows.handle(row), 0)
+            }
+            Place::Member { row, position } => {
+                let rows = read(self.shared.part(row));
+                expand(rows.handle(row), position)
             }
         }
-        Ok(())
     }
 
-    fn expand(&self, handle: Handle, used: bool, out: &mut Page) -> Result<(), Error> {
-        self.zpages.read(handle, used, |zpage| self.expand_zpage(&zpage, out))
-    }
-
-    fn expand_zpage(&self, zpage: &Zpage<'_>, out: &mut Page) -> Result<(), Error> {
-        let answer =
-            examine(zpage).and_then(|encoding| self.contexts.expand(&self.budget, encoding, zpage.payload, out));
+    /// Expands a zpage; of a group, the page at `position`.
+    fn expand_zpage(&self, zpage: &Zpage<'_>, position: usize, out: &mut Page) -> Result<(), Error> {
+        let expand = |encoding| self.contexts.expand(&self.budget, encoding, zpage.payload, position, out);
+        let answer = examine(zpage).and_then(expand);
         if answer.is_err() {
             self.events.corrupt.fetch_add(1, Relaxed);
         }
@@ -557,6 +582,7 @@ impl Store {
             second_chances: self.events.second_chances.load(Relaxed),
             lost_races: self.events.lost_races.load(Relaxed),
             declined: self.events.declined.load(Relaxed),
+            recompressed: self.events.recompressed.load(Relaxed),
             refaults: self.ghosts.get().map_or(0, Ghosts::hits),
             evictions: self.events.evictions.load(Relaxed),
             moves: self.events.moves.load(Relaxed),

@@ -230,7 +230,7 @@ impl Store {
         let Some(leaf) = shard.find(hash, &leaf_key) else {
             return false;
         };
-        let Some(word) = shard.leaf_mut(leaf).and_then(|leaf| leaf.take(slot)) else {
+        let Some(word) = self.take_word(&mut shard, leaf, slot) else {
             return false;
         };
         self.count_out(&mut shard, word, pool);

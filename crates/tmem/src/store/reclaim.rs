@@ -9,9 +9,9 @@
 use std::sync::atomic::Ordering::Relaxed;
 
 use super::Store;
-use crate::alloc::{Allocator, Class, FrameId, Handle, NoRoom, Queue, Tenant, Tenants, Usage, Zpage};
+use super::groups::{Name, Names, holds};
+use crate::alloc::{Allocator, Class, FrameId, Handle, NoRoom, Queue, Tenant, Tenants, Usage};
 use crate::budget::Purpose;
-use crate::codec::{Encoding, PAYLOAD_BYTES_MAX};
 use crate::index::{LEAF_SLOTS, LeafKey, Slot, Word};
 use crate::key::Key;
 use crate::page::{PAGE_SIZE, Page};
@@ -182,7 +182,7 @@ impl Store {
                 let Ok(target) = to(handle) else {
                     return Move::NoRoom;
                 };
-                leaf.set(slot, Word::ram(target));
+                leaf.replace(slot, Word::ram(target));
                 (bytes, target)
             }
             Slot::Shared(row) => {
@@ -206,22 +206,31 @@ impl Store {
     }
 
     /// Drops an ephemeral page, if it is still where it was seen.
-    fn evict(&self, tenant: &Tenant, queue: Queue) -> bool {
-        let Slot::Entry { shard, leaf, slot } = Slot::from(tenant.owner) else {
+    fn evict(&self, name: &Name, queue: Queue) -> bool {
+        let mut shard = write(self.shards.get(name.shard));
+        if !holds(&shard, name) {
             return false;
-        };
-        let mut shard = write(self.shards.get(shard));
-        let Some(found) = shard.leaf(leaf).filter(|leaf| leaf.get(slot) == Some(Word::ram(tenant.handle))) else {
-            return false;
-        };
-        let key = found.key();
-        let hash = self.shards.hasher.hash(&key);
-        let pool = self.pools.slot(key.pool).expect("a pool with pages keeps its slot");
-        self.forget(&mut shard, leaf, slot, pool);
-        self.drop_leaf_if_empty(&mut shard, hash, leaf);
-        if let Some(ghosts) = self.ghosts.get() {
-            ghosts.add(hash, slot, queue);
         }
+        let hash = self.shards.hasher.hash(&name.key);
+        let pool = self.pools.slot(name.key.pool).expect("a pool with pages keeps its slot");
+        self.forget(&mut shard, name.leaf, name.slot, pool);
+        self.drop_leaf_if_empty(&mut shard, hash, name.leaf);
+        if let Some(ghosts) = self.ghosts.get() {
+            ghosts.add(hash, name.slot, queue);
+        }
+        true
+    }
+
+    /// Forgets a page if it still is this one, and runs `then` in the same moment.
+    fn forget_if_still(&self, name: &Name, page: &Page, then: impl FnOnce()) -> bool {
+        let mut shard = write(self.shards.get(name.shard));
+        if !self.is_still(&shard, name, page) {
+            return false;
+        }
+        let pool = self.pools.slot(name.key.pool).expect("a pool with pages keeps its slot");
+        self.forget(&mut shard, name.leaf, name.slot, pool);
+        self.drop_leaf_if_empty(&mut shard, self.shards.hasher.hash(&name.key), name.leaf);
+        then();
         true
     }
 }
@@ -337,11 +346,14 @@ impl<'a> Pass<'a> {
 
     /// Gets a tenant out of its frame, one way or another. Says whether anything changed.
     fn take(&mut self, tenant: &Tenant, queue: Queue) -> bool {
-        let keep = tenant.used || self.protects(tenant);
-        if keep {
+        let names = self.store.names_of(tenant);
+        let nameless = tenant.class == Class::Persistent && names.is_empty();
+        if tenant.used || nameless || self.protects(tenant, &names) {
             match self.store.replace(tenant, |handle| self.store.zpages.keep(handle)) {
                 Move::Moved => {
-                    self.report.second_chances += 1;
+                    // Nobody knows all the names of what was cloned: it moves out of the way.
+                    self.report.shared += u64::from(nameless);
+                    self.report.second_chances += u64::from(!nameless);
                     return true;
                 }
                 Move::Gone => {
@@ -351,115 +363,63 @@ impl<'a> Pass<'a> {
                 Move::NoRoom => self.report.no_room += 1,
             }
         }
-        match tenant.class {
-            Class::Ephemeral if self.store.evict(tenant, queue) => self.report.evicted += 1,
-            Class::Ephemeral => {
-                self.report.lost_races += 1;
-                return false;
-            }
-            Class::Persistent => return self.write_back(tenant),
-        }
-        true
+        let taken = |pass: &mut Self, name: &Name| match tenant.class {
+            Class::Ephemeral => pass.evict(name, queue),
+            Class::Persistent => pass.write_back(name),
+        };
+        names.iter().filter(|name| taken(self, name)).count() > 0
     }
 
     /// Whether the page's pool is below its share, so that pages of others go first.
-    fn protects(&mut self, tenant: &Tenant) -> bool {
-        let Slot::Entry { shard, leaf, .. } = Slot::from(tenant.owner) else {
-            return false;
-        };
+    fn protects(&mut self, tenant: &Tenant, names: &Names) -> bool {
         if tenant.class == Class::Persistent || self.protected >= PROTECTED_MAX || self.store.pools.ephemeral() < 2 {
             return false;
         }
-        let pool = read(self.store.shards.get(shard)).leaf(leaf).map(|leaf| leaf.key().pool);
         let all_bytes = self.store.queue_bytes(Class::Ephemeral).iter().sum();
-        let protects = pool.is_some_and(|pool| self.store.pools.is_below_share(pool, all_bytes));
+        let below = |name: Name| self.store.pools.is_below_share(name.key.pool, all_bytes);
+        let protects = names.iter().next().is_some_and(below);
         self.protected += u64::from(protects);
         protects
     }
 
+    fn evict(&mut self, name: &Name, queue: Queue) -> bool {
+        let evicted = self.store.evict(name, queue);
+        let counter = if evicted { &mut self.report.evicted } else { &mut self.report.lost_races };
+        *counter += 1;
+        evicted
+    }
+
     /// Hands a persistent page to its owner, if it is still where it was seen, and forgets it if nobody changed it
     /// meanwhile.
-    fn write_back(&mut self, tenant: &Tenant) -> bool {
+    fn write_back(&mut self, name: &Name) -> bool {
         let Some(owner) = self.write_back else {
             return false;
         };
-        let store = self.store;
-        let Slot::Entry { shard: number, leaf, slot } = Slot::from(tenant.owner) else {
-            // Nobody knows all of its names: it moves out of the way.
-            self.report.shared += 1;
-            return matches!(store.replace(tenant, |handle| store.zpages.keep(handle)), Move::Moved);
-        };
-        let word = Word::ram(tenant.handle);
-        let shard = read(store.shards.get(number));
-        let Some(found) = shard.leaf(leaf).filter(|leaf| leaf.get(slot) == Some(word)) else {
+        let mut page = [0; PAGE_SIZE];
+        let shard = read(self.store.shards.get(name.shard));
+        if !holds(&shard, name) {
             self.report.lost_races += 1;
             return false;
-        };
-        let leaf_key = found.key();
-        let packed = store.zpages.read(tenant.handle, false, Packed::copy);
-        drop(shard);
-        let mut page = [0; PAGE_SIZE];
-        if store.expand_zpage(&packed.zpage(), &mut page).is_err() {
+        }
+        if self.store.expand_word(name.word, false, &mut page).is_err() {
             self.report.damaged += 1;
             return false;
         }
-        let key = Key { pool: leaf_key.pool, object: leaf_key.object, index: leaf_key.number * LEAF_SLOTS + slot };
+        drop(shard);
+        let LeafKey { object, pool, number } = name.key;
+        let key = Key { pool, object, index: number * LEAF_SLOTS + name.slot };
         let Some(copy) = owner.write(key, &page) else {
             self.report.declined += 1;
             return false;
         };
-        if !self.forget_if_unchanged(tenant, leaf_key, &packed, || owner.commit(key, copy)) {
+        // That the word is the same would not be enough: the place may have been freed and used again.
+        let gone = self.store.forget_if_still(name, &page, || owner.commit(key, copy));
+        if gone {
+            self.report.written_back += 1;
+        } else {
             owner.discard(key, copy);
             self.report.lost_races += 1;
-            return false;
         }
-        self.report.written_back += 1;
-        true
-    }
-
-    /// Forgets a page that is packed as it was, and runs `then` in the same moment. That the handle is the same would not be
-    /// enough: the zpage may have been freed, and another one of the same entry put into its place.
-    fn forget_if_unchanged(&self, tenant: &Tenant, key: LeafKey, packed: &Packed, then: impl FnOnce()) -> bool {
-        let store = self.store;
-        let Slot::Entry { shard, leaf, slot } = Slot::from(tenant.owner) else {
-            return false;
-        };
-        let mut shard = write(store.shards.get(shard));
-        let word = shard.leaf(leaf).filter(|leaf| leaf.key() == key).and_then(|leaf| leaf.get(slot));
-        let Some((_, pool)) = store.pools.find(key.pool) else {
-            return false;
-        };
-        if word != Some(Word::ram(tenant.handle)) || !store.zpages.read(tenant.handle, false, |zpage| packed.is(&zpage))
-        {
-            return false;
-        }
-        store.forget(&mut shard, leaf, slot, pool);
-        store.drop_leaf_if_empty(&mut shard, store.shards.hasher.hash(&key), leaf);
-        then();
-        true
-    }
-}
-
-/// A zpage, copied.
-struct Packed {
-    encoding: Option<Encoding>,
-    check: u32,
-    bytes: usize,
-    payload: [u8; PAYLOAD_BYTES_MAX],
-}
-
-impl Packed {
-    fn copy(zpage: Zpage<'_>) -> Self {
-        let mut payload = [0; PAYLOAD_BYTES_MAX];
-        payload[..zpage.payload.len()].copy_from_slice(zpage.payload);
-        Self { encoding: zpage.encoding, check: zpage.check, bytes: zpage.payload.len(), payload }
-    }
-
-    fn zpage(&self) -> Zpage<'_> {
-        Zpage { encoding: self.encoding, check: self.check, payload: &self.payload[..self.bytes] }
-    }
-
-    fn is(&self, other: &Zpage<'_>) -> bool {
-        self.encoding == other.encoding && self.payload[..self.bytes] == *other.payload
+        gone
     }
 }

@@ -1,6 +1,9 @@
 //! Many threads: nobody ever sees an older page than the last one put, whatever reclaim does meanwhile.
 #![cfg(not(loom))]
 
+mod checker;
+mod stress;
+
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use tmem::testing::{Random, sample_page};

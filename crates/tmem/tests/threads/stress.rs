@@ -1,0 +1,127 @@
+//! Every operation of the store from many threads at once, each of them against a model of what it owns.
+//!
+//! Some seconds by default, ten minutes with `TMEM_LONG=1`, anything else with `TMEM_STRESS_SECONDS`. The seed is printed;
+//! `TMEM_SEED` gives each thread the same operations again, though not the same order between threads.
+
+use std::sync::RwLock;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+use tmem::testing::Random;
+use tmem::{AllocatorKind, CodecKind, Config, PoolKind, PoolOptions, Store};
+
+use crate::checker::{Counts, Floors, Worker, World};
+
+const ALLOCATORS: [AllocatorKind; 2] = [AllocatorKind::Log, AllocatorKind::Zsmalloc];
+const CODECS: [CodecKind; 2] = [CodecKind::Lz4, CodecKind::Zstd { level: 1 }];
+const BUDGET_BYTES_MAX: u64 = 6 << 20;
+const BUDGET_BYTES_MIN: u64 = 2 << 20;
+/// What clones, re-keys and rows may take beyond the budget, for all threads together.
+const OVERSHOOT_BYTES_MAX: u64 = 256 << 10;
+
+struct Plan {
+    threads: u64,
+    time: Duration,
+    seed: u64,
+}
+
+impl Plan {
+    fn from_environment() -> Self {
+        let number = |name| std::env::var(name).ok().map(|text| text.parse().expect("a number"));
+        let long = std::env::var_os("TMEM_LONG").is_some_and(|value| value != "0");
+        let (threads, seconds) = if long { (8, 600) } else { (4, 6) };
+        let time = Duration::from_secs(number("TMEM_STRESS_SECONDS").unwrap_or(seconds));
+        let now = || std::time::UNIX_EPOCH.elapsed().expect("after 1970").as_nanos() as u64;
+        Self { threads, time, seed: number("TMEM_SEED").unwrap_or_else(now) }
+    }
+}
+
+#[test]
+fn every_operation_from_many_threads() {
+    let plan = Plan::from_environment();
+    println!("TMEM_SEED={}, {} threads, {:?}", plan.seed, plan.threads, plan.time);
+    let setups = ALLOCATORS.into_iter().flat_map(|allocator| CODECS.map(|codec| (allocator, codec)));
+    let part = plan.time / (ALLOCATORS.len() * CODECS.len()) as u32;
+    for (allocator, codec) in setups {
+        println!("{allocator:?}, {codec:?}");
+        run(&plan, part, allocator, codec);
+    }
+}
+
+/// Ends the run for all threads when one of them fails.
+struct Alarm<'a>(&'a AtomicBool);
+
+impl Drop for Alarm<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.store(true, Relaxed);
+        }
+    }
+}
+
+fn run(plan: &Plan, time: Duration, allocator: AllocatorKind, codec: CodecKind) {
+    // Fewer contexts than threads, and few shards, so that threads meet.
+    let config = Config::new(BUDGET_BYTES_MAX).allocator(allocator).codec(codec).threads(3).shards(8);
+    let store = Store::new(config).unwrap();
+    let create = |kind| store.create_pool(kind, PoolOptions::default()).unwrap();
+    let world = World {
+        store: &store,
+        pools: [PoolKind::Ephemeral, PoolKind::Persistent].map(|kind| (create(kind), kind)),
+        commons: RwLock::new(create(PoolKind::Persistent)),
+        floors: (0..plan.threads).map(|_| Floors::default()).collect(),
+        counts: Counts::default(),
+    };
+    let done = AtomicBool::new(false);
+    let end = Instant::now() + time;
+    std::thread::scope(|scope| {
+        for owner in 0..plan.threads {
+            let (world, done) = (&world, &done);
+            scope.spawn(move || {
+                let _alarm = Alarm(done);
+                let mut worker = Worker::new(world, owner, plan.seed);
+                while !done.load(Relaxed) {
+                    (0..64).for_each(|_| worker.step());
+                    worker.assert_some();
+                }
+                worker.assert_all();
+            });
+        }
+        scope.spawn(|| background(&store, Random::new(!plan.seed), &done));
+        while Instant::now() < end && !done.load(Relaxed) {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        done.store(true, Relaxed);
+    });
+    world.counts.assert_hard();
+    let stats = store.stats();
+    assert!(stats.evictions > 0 && stats.moves > 0, "the run was too easy: {stats:?}");
+    println!("{:?}\n{stats:?}", world.counts);
+    world.destroy();
+    assert_empty(&store);
+}
+
+/// What owners of a store do beside its users: housekeeping, and a budget that comes and goes.
+fn background(store: &Store, mut random: Random, done: &AtomicBool) {
+    let _alarm = Alarm(done);
+    while !done.load(Relaxed) {
+        match random.below(40) {
+            0 => store.set_budget(BUDGET_BYTES_MAX - random.below(BUDGET_BYTES_MAX - BUDGET_BYTES_MIN)),
+            1 => store.set_budget(BUDGET_BYTES_MAX),
+            // Taking frames back on demand (with a write-back and without) belongs here.
+            2..=9 => std::thread::sleep(Duration::from_millis(1)),
+            _ => drop(store.maintain()),
+        }
+        let stats = store.stats();
+        assert!(stats.memory_bytes <= BUDGET_BYTES_MAX + OVERSHOOT_BYTES_MAX, "{stats:?}");
+        assert_eq!(stats.corrupt, 0);
+    }
+    store.set_budget(BUDGET_BYTES_MAX);
+}
+
+fn assert_empty(store: &Store) {
+    while store.maintain().more {}
+    let stats = store.stats();
+    assert_eq!((stats.pages, stats.zpages, stats.zpage_bytes, stats.same_filled), (0, 0, 0, 0));
+    assert_eq!((stats.corrupt, stats.pools), (0, 0));
+    assert!(stats.memory_bytes < 2 << 20, "{stats:?}");
+}
