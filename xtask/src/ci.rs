@@ -38,12 +38,12 @@ pub fn ci() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Every benchmark of the engine on little data, so that they keep working.
+/// Every benchmark of the engine and of its allocators on little data, so that they keep working.
 fn benchmarks_in_short() -> anyhow::Result<()> {
     for name in rust_files("crates/tmem/benches")? {
         run(&mut cargo(&["bench", "--package", "tmem", "--bench", &name, "--", "--quick"]))?;
     }
-    Ok(())
+    run(&mut cargo(&["run", "--release", "--package", "xtask", "--", "bench", "alloc", "--quick"]))
 }
 
 /// The tests of the engine with `debug_assertions`: all others run without, as users do.

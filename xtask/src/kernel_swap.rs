@@ -9,26 +9,14 @@ use std::time::Duration;
 
 use anyhow::{Context, ensure};
 
-use crate::project;
+use crate::zram::{self, DEVICE, Zram};
 
-const ZRAM: &str = "/sys/block/zram0";
-const DEVICE: &str = "/dev/zram0";
 const DISK_BYTES: u64 = 16 << 30;
 const PAGE_CLUSTER: &str = "/proc/sys/vm/page-cluster";
 
 /// Why this machine cannot show what the kernel does; `None` if it can.
 pub fn unavailable() -> Option<String> {
-    if !project::is_root() {
-        return Some("it needs root".to_owned());
-    }
-    if !Path::new(DEVICE).exists() {
-        return Some(format!("there is no {DEVICE} (try: modprobe zram)"));
-    }
-    if Cgroups::find().is_none() {
-        return Some("there is no memory cgroup".to_owned());
-    }
-    let in_use = fs::read_to_string(format!("{ZRAM}/disksize")).is_ok_and(|size| size.trim() != "0");
-    in_use.then(|| format!("{DEVICE} is in use (to free it: swapoff {DEVICE}; echo 1 > {ZRAM}/reset)"))
+    zram::unavailable().or_else(|| Cgroups::find().is_none().then(|| "there is no memory cgroup".to_owned()))
 }
 
 /// Which version of control groups has the memory controller.
@@ -67,6 +55,8 @@ pub struct KernelSwap {
     page_cluster_before: Option<String>,
     resident_peak_bytes: u64,
     zram_peak_bytes: u64,
+    /// Reset after all else was undone.
+    _zram: Zram,
 }
 
 impl KernelSwap {
@@ -79,11 +69,15 @@ impl KernelSwap {
         let cgroups = Cgroups::find().context("there is no memory cgroup")?;
         let group = Path::new(cgroups.root).join(format!("tmem-bench-{}", std::process::id()));
         // From here on, dropping it undoes what was done.
-        let mut swap =
-            Self { cgroups, limit_bytes, group, page_cluster_before: None, resident_peak_bytes: 0, zram_peak_bytes: 0 };
-        put(format!("{ZRAM}/reset"), "1")?;
-        put(format!("{ZRAM}/comp_algorithm"), "lz4")?;
-        put(format!("{ZRAM}/disksize"), &DISK_BYTES.to_string())?;
+        let mut swap = Self {
+            cgroups,
+            limit_bytes,
+            group,
+            page_cluster_before: None,
+            resident_peak_bytes: 0,
+            zram_peak_bytes: 0,
+            _zram: Zram::set_up("lz4", DISK_BYTES)?,
+        };
         quietly(Command::new("mkswap").arg(DEVICE))?;
         quietly(Command::new("swapon").args(["--priority", "32767", DEVICE]))?;
         swap.page_cluster_before = Some(fs::read_to_string(PAGE_CLUSTER).context(PAGE_CLUSTER)?);
@@ -108,10 +102,9 @@ impl KernelSwap {
 
     /// Looks at the memory that is in use.
     pub fn sample(&mut self) {
-        let usage = read_number(&self.group.join(self.cgroups.usage), 0);
+        let usage = read_number(&self.group.join(self.cgroups.usage));
         self.resident_peak_bytes = self.resident_peak_bytes.max(usage);
-        let zram = read_number(Path::new(&format!("{ZRAM}/mm_stat")), 2);
-        self.zram_peak_bytes = self.zram_peak_bytes.max(zram);
+        self.zram_peak_bytes = self.zram_peak_bytes.max(zram::used_bytes());
     }
 
     /// All RAM that the kernel needed: resident up to the limit, and what zram took.
@@ -136,7 +129,6 @@ impl Drop for KernelSwap {
         if fs::read_to_string("/proc/swaps").is_ok_and(|swaps| swaps.contains(DEVICE)) {
             warn("swapoff", quietly(Command::new("swapoff").arg(DEVICE)).map_err(io::Error::other));
         }
-        warn("zram reset", fs::write(format!("{ZRAM}/reset"), "1"));
         // A group can be busy for a moment after its last process has ended.
         let removed = (0..50).any(|_| match fs::remove_dir(&self.group) {
             Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {
@@ -167,8 +159,7 @@ fn quietly(command: &mut Command) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The number at `position` in a file of numbers; 0 if it cannot be read.
-fn read_number(path: &Path, position: usize) -> u64 {
-    let text = fs::read_to_string(path).unwrap_or_default();
-    text.split_whitespace().nth(position).and_then(|number| number.parse().ok()).unwrap_or(0)
+/// The number in a file; 0 if it cannot be read.
+fn read_number(path: &Path) -> u64 {
+    fs::read_to_string(path).ok().and_then(|text| text.trim().parse().ok()).unwrap_or(0)
 }

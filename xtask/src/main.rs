@@ -10,6 +10,7 @@ mod process_tree;
 mod project;
 mod table;
 mod workloads;
+mod zram;
 
 use std::process::ExitCode;
 

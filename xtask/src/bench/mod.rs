@@ -1,5 +1,6 @@
 //! `cargo xtask bench`: tmem beside what it has to beat.
 
+mod alloc;
 mod fits;
 mod race;
 
@@ -22,6 +23,8 @@ pub enum Bench {
     Run(race::RaceArgs),
     /// Programs that fit their budget: what does tmem cost when nothing has to leave?
     Fits(fits::FitsArgs),
+    /// All allocators: density beside the kernel's zram, hit ratios and evictions on generated traces, latency.
+    Alloc(alloc::AllocArgs),
     /// The engine alone against the bare codec.
     Engine {
         /// Passed on to the benchmark.
@@ -35,6 +38,7 @@ pub fn bench(bench: &Bench) -> anyhow::Result<()> {
     match bench {
         Bench::Run(args) => race::race(args),
         Bench::Fits(args) => fits::fits(args),
+        Bench::Alloc(args) => alloc::alloc(args),
         Bench::Engine { args } => {
             project::run(project::cargo(&["bench", "--package", "tmem", "--bench", "engine", "--"]).args(args))
         }
@@ -100,6 +104,10 @@ pub struct Fraction {
 impl Fraction {
     fn of(self, bytes: u64) -> u64 {
         bytes * self.numerator / self.denominator
+    }
+
+    fn ratio(self) -> f64 {
+        self.numerator as f64 / self.denominator as f64
     }
 }
 
