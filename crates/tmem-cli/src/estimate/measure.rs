@@ -19,7 +19,12 @@ const CODECS: [(&str, CodecKind); 3] =
     [("lz4", CodecKind::Lz4), ("zstd -1", CodecKind::Zstd { level: -1 }), ("zstd 1", CodecKind::Zstd { level: 1 })];
 
 /// Allocators, one line for each codec.
-const ALLOCATORS: [(&str, AllocatorKind); 2] = [("zsmalloc", AllocatorKind::Zsmalloc), ("log", AllocatorKind::Log)];
+const ALLOCATORS: [(&str, AllocatorKind); 4] = [
+    ("zsmalloc", AllocatorKind::Zsmalloc),
+    ("log", AllocatorKind::Log),
+    ("xvmalloc", AllocatorKind::Xvmalloc),
+    ("zbud", AllocatorKind::Zbud),
+];
 
 /// Threads of `tmem run` that compress, at most; it has one per processor.
 const WORKERS_MAX: usize = 4;

@@ -38,6 +38,8 @@ struct Work {
     members: Vec<Member>,
     /// The packed forms of all members, one after the other.
     packed: Vec<u8>,
+    /// What was charged for all of it. What zstd says of its context may be another figure later.
+    charged_bytes: u64,
 }
 
 /// A page that is to become part of a group.
@@ -74,7 +76,10 @@ impl Store {
         let start = Instant::now();
         loop {
             if !self.shards.numbers().contains(&walk.shard) {
-                (walk.shard, walk.leaf) = (0, 0);
+                // What it worked with takes a MiB; until the next walk that is better used for pages.
+                if let Some(work) = std::mem::take(&mut *walk).work {
+                    self.budget.refund(work.charged_bytes);
+                }
                 done.walked = true;
                 return done;
             }
@@ -126,10 +131,17 @@ impl Store {
         if count < GROUP_PAGES_MIN {
             return;
         }
+        // Making room needs the shards itself.
+        drop(shard);
         let Some(work) = self.work(work) else {
+            done.no_room += 1;
             return;
         };
-        work.copy(self, members.into_iter().flatten());
+        let shard = read(self.shards.get(octet.shard));
+        if !work.copy(self, &shard, octet, key, members.into_iter().flatten()) {
+            done.lost_races += 1;
+            return;
+        }
         drop(shard);
         self.group(octet, key, state.class(), work, done);
     }
@@ -141,20 +153,24 @@ impl Store {
         cold && self.zpages.payload_bytes(handle) as usize <= PACKED_BYTES_MAX
     }
 
-    /// What a walk works with, made the first time; `None` when there is no memory for it.
+    /// What a walk works with, made the first time; `None` when there is no memory for it, in the system or in the budget.
     fn work<'a>(&self, work: &'a mut Option<Work>) -> Option<&'a mut Work> {
         if work.is_none() {
             let packer = GroupPacker::new()?;
             let (members, packed) = (Vec::with_capacity(GROUP_PAGES), Vec::with_capacity(GROUP_PAGES * PAGE_SIZE));
-            self.budget.charge((packer.memory_bytes() + packed.capacity()) as u64);
-            *work = Some(Work { packer, members, packed });
+            let charged_bytes = (packer.memory_bytes() + packed.capacity()) as u64;
+            let fits = || self.budget.admit(charged_bytes, Purpose::Move);
+            if !(fits() || self.make_room(charged_bytes as usize) && fits()) {
+                return None;
+            }
+            *work = Some(Work { packer, members, packed, charged_bytes });
         }
         work.as_mut()
     }
 
     /// Packs the members together and puts the group into their place.
     fn group(&self, octet: Octet, key: LeafKey, class: Class, work: &mut Work, done: &mut Recompression) {
-        let Work { packer, members, packed } = work;
+        let Work { packer, members, packed, .. } = work;
         packer.clear();
         let mut at = 0;
         for member in &*members {
@@ -367,18 +383,31 @@ impl Octet {
 }
 
 impl Work {
-    /// Copies the packed forms of pages whose shard the caller has locked.
-    fn copy(&mut self, store: &Store, pages: impl Iterator<Item = (u32, Handle)>) {
+    /// Copies the packed forms of pages, if all of them are still there. The caller holds the lock of the shard.
+    fn copy(
+        &mut self,
+        store: &Store,
+        shard: &Shard,
+        octet: Octet,
+        key: LeafKey,
+        pages: impl Iterator<Item = (u32, Handle)>,
+    ) -> bool {
         self.members.clear();
         self.packed.clear();
         for (slot, handle) in pages {
-            store.zpages.read(handle, false, |zpage| {
-                let Some(encoding) = zpage.encoding else {
-                    return;
-                };
+            if !holds(shard, &Name { shard: octet.shard, leaf: octet.leaf, key, slot, word: Word::ram(handle) }) {
+                return false;
+            }
+            let copied = store.zpages.read(handle, false, |zpage| {
+                let bytes = zpage.payload.len();
                 self.packed.extend_from_slice(zpage.payload);
-                self.members.push(Member { slot, handle, bytes: zpage.payload.len(), encoding, check: zpage.check });
+                self.members.push(Member { slot, handle, bytes, encoding: zpage.encoding?, check: zpage.check });
+                Some(())
             });
+            if copied.is_none() {
+                return false;
+            }
         }
+        true
     }
 }

@@ -45,8 +45,9 @@ const PERSISTENT_AGE_FACTOR: u64 = 2;
 ///
 /// A page is first [written](Self::write) while gets are still served from the store. If nobody changed it meanwhile it is
 /// [committed](Self::commit) in the same moment in which the store forgets it; otherwise its copy is
-/// [discarded](Self::discard). The owner looks for a page in the store first and among the committed copies next, and
-/// forgets a committed copy *before* it puts or flushes the page again.
+/// [discarded](Self::discard). The owner looks for a page in the store first and among the committed copies next. Before it
+/// puts or flushes the page again it flushes it in the store, then forgets its committed copy, and only then puts: what the
+/// store does not hold cannot be committed meanwhile.
 pub trait WriteBack {
     /// Takes a copy of a page and says under which number; `None` if it cannot. Runs without any lock of the store, which
     /// it may use.

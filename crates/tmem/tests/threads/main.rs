@@ -2,6 +2,7 @@
 #![cfg(not(loom))]
 
 mod checker;
+mod shrink;
 mod stress;
 
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -12,24 +12,25 @@ use tmem::{AllocatorKind, CodecKind, Config, PoolKind, PoolOptions, Store};
 
 use crate::checker::{Counts, Floors, Worker, World};
 
-const ALLOCATORS: [AllocatorKind; 2] = [AllocatorKind::Log, AllocatorKind::Zsmalloc];
+const ALLOCATORS: [AllocatorKind; 4] =
+    [AllocatorKind::Log, AllocatorKind::Zsmalloc, AllocatorKind::Xvmalloc, AllocatorKind::Zbud];
 const CODECS: [CodecKind; 2] = [CodecKind::Lz4, CodecKind::Zstd { level: 1 }];
 const BUDGET_BYTES_MAX: u64 = 6 << 20;
 const BUDGET_BYTES_MIN: u64 = 2 << 20;
 /// What clones, re-keys and rows may take beyond the budget, for all threads together.
 const OVERSHOOT_BYTES_MAX: u64 = 256 << 10;
 
-struct Plan {
-    threads: u64,
-    time: Duration,
-    seed: u64,
+pub(crate) struct Plan {
+    pub(crate) threads: u64,
+    pub(crate) time: Duration,
+    pub(crate) seed: u64,
 }
 
 impl Plan {
-    fn from_environment() -> Self {
+    pub(crate) fn from_environment() -> Self {
         let number = |name| std::env::var(name).ok().map(|text| text.parse().expect("a number"));
         let long = std::env::var_os("TMEM_LONG").is_some_and(|value| value != "0");
-        let (threads, seconds) = if long { (8, 600) } else { (4, 6) };
+        let (threads, seconds) = if long { (8, 600) } else { (4, 8) };
         let time = Duration::from_secs(number("TMEM_STRESS_SECONDS").unwrap_or(seconds));
         let now = || std::time::UNIX_EPOCH.elapsed().expect("after 1970").as_nanos() as u64;
         Self { threads, time, seed: number("TMEM_SEED").unwrap_or_else(now) }
@@ -49,7 +50,7 @@ fn every_operation_from_many_threads() {
 }
 
 /// Ends the run for all threads when one of them fails.
-struct Alarm<'a>(&'a AtomicBool);
+pub(crate) struct Alarm<'a>(pub(crate) &'a AtomicBool);
 
 impl Drop for Alarm<'_> {
     fn drop(&mut self) {
@@ -107,8 +108,10 @@ fn background(store: &Store, mut random: Random, done: &AtomicBool) {
         match random.below(40) {
             0 => store.set_budget(BUDGET_BYTES_MAX - random.below(BUDGET_BYTES_MAX - BUDGET_BYTES_MIN)),
             1 => store.set_budget(BUDGET_BYTES_MAX),
-            // Taking frames back on demand (with a write-back and without) belongs here.
-            2..=9 => std::thread::sleep(Duration::from_millis(1)),
+            2 => drop(store.reclaim(random.below(50), None)),
+            3 => drop(store.balance(None)),
+            4..=5 => drop(store.recompress(Duration::from_micros(300))),
+            6..=9 => std::thread::sleep(Duration::from_millis(1)),
             _ => drop(store.maintain()),
         }
         let stats = store.stats();

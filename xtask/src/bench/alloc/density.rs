@@ -4,6 +4,7 @@
 //! disk and its codec contexts, so the store is shown with and without its fixed bytes; both count the index.
 
 use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use tmem::testing::Random;
@@ -53,9 +54,13 @@ pub struct Row {
     drained_memory_per_compressed: f64,
     drained_growing_per_compressed: f64,
     drain_moves: u64,
+    /// Density after cold pages were packed again in groups, and the time of a page for that.
+    recompressed: f64,
+    recompress_us_per_page: f64,
     /// Density / that of zram with lz4, all memory and without fixed bytes.
     ratio_to_zram: Option<f64>,
     ratio_to_zram_growing: Option<f64>,
+    recompressed_to_zram: Option<f64>,
 }
 
 /// All figures of density. Means are rows of the file `MEAN`.
@@ -78,7 +83,8 @@ pub fn measure(samples: &[Sample]) -> anyhow::Result<Density> {
     println!(
         "\nDensity of stores. frames, memory, growing: bytes of frames, of everything, of everything but fixed bytes, per\n\
          compressed byte. density: original bytes / memory. drained: memory per live compressed byte after {} % of the\n\
-         pages were flushed at random and maintenance had nothing more to do. / zram: density to that of zram with lz4.\n",
+         pages were flushed at random and maintenance had nothing more to do. / zram: density to that of zram with lz4.\n\
+         regrouped: density after all pages were cold and packed again in groups; us: the time of a page for that.\n",
         100 - LEFT_PERCENT
     );
     let table = head();
@@ -195,6 +201,7 @@ fn measure_one(
     }
     maintain_fully(&store);
     let drained = store.stats();
+    let (recompressed, recompress_us_per_page) = recompress(sample, codec, allocator)?;
     let density = full.original_bytes as f64 / full.memory_bytes as f64;
     let density_growing = full.original_bytes as f64 / growing;
     Ok(Row {
@@ -210,9 +217,37 @@ fn measure_one(
         drained_memory_per_compressed: drained.memory_bytes as f64 / drained.compressed_bytes as f64,
         drained_growing_per_compressed: (drained.memory_bytes - fixed_bytes) as f64 / drained.compressed_bytes as f64,
         drain_moves: drained.moves,
+        recompressed,
+        recompress_us_per_page,
         ratio_to_zram: zram.map(|zram| density / zram),
         ratio_to_zram_growing: zram.map(|zram| density_growing / zram),
+        recompressed_to_zram: zram.map(|zram| recompressed / zram),
     })
+}
+
+/// The density of all memory when every page is cold and was packed again, and the time that took.
+fn recompress(sample: &Sample, codec: CodecKind, allocator: AllocatorKind) -> anyhow::Result<(f64, f64)> {
+    let store = samples::store(allocator, codec, AMPLE_BYTES)?;
+    let pool = store.create_pool(PoolKind::Persistent, PoolOptions::default())?;
+    for (index, page) in (0..).zip(sample.pages()) {
+        store.put(Key::new(pool, 1, index), page)?;
+    }
+    // At the first walk nothing is old.
+    store.recompress(Duration::MAX);
+    let start = Instant::now();
+    store.recompress(Duration::MAX);
+    let took = start.elapsed();
+    maintain_fully(&store);
+    // Frames that wait for new pages go back.
+    store.reclaim(0, None);
+    // The contexts for expanding pages and groups are made by the first gets.
+    let mut out = [0; PAGE_SIZE];
+    for (index, page) in (0..).zip(sample.pages()) {
+        store.get(Key::new(pool, 1, index), &mut out)?;
+        anyhow::ensure!(out == *page, "{}: page {index} is not what it was", sample.name);
+    }
+    let stats = store.stats();
+    Ok((stats.original_bytes as f64 / stats.memory_bytes as f64, took.as_secs_f64() * 1e6 / stats.pages as f64))
 }
 
 /// Background work until there is none.
@@ -242,6 +277,9 @@ fn mean(rows: &[Row]) -> Row {
         drained_growing_per_compressed: mean(|row| row.drained_growing_per_compressed),
         ratio_to_zram: ratio(|row| row.ratio_to_zram),
         ratio_to_zram_growing: ratio(|row| row.ratio_to_zram_growing),
+        recompressed: mean(|row| row.recompressed),
+        recompress_us_per_page: mean(|row| row.recompress_us_per_page),
+        recompressed_to_zram: ratio(|row| row.recompressed_to_zram),
         ..rows[0].clone()
     }
 }
@@ -260,6 +298,9 @@ fn head() -> Table {
         ("growing", 7),
         ("/ zram", 6),
         ("growing", 7),
+        ("regrouped", 9),
+        ("/ zram", 6),
+        ("us", 5),
     ])
 }
 
@@ -276,6 +317,9 @@ impl Row {
             Some(self.drained_growing_per_compressed),
             self.ratio_to_zram,
             self.ratio_to_zram_growing,
+            Some(self.recompressed),
+            self.recompressed_to_zram,
+            Some(self.recompress_us_per_page),
         ];
         cells.extend(figures.map(|figure| figure.map_or_else(|| "-".to_owned(), |figure| format!("{figure:.3}"))));
         cells

@@ -9,7 +9,12 @@ use tmem::{AllocatorKind, CodecKind, Config, Key, PAGE_SIZE, Page, PoolKind, Poo
 use crate::project;
 
 /// All allocators, in the order of the tables.
-pub const ALLOCATORS: [(AllocatorKind, &str); 2] = [(AllocatorKind::Log, "log"), (AllocatorKind::Zsmalloc, "zsmalloc")];
+pub const ALLOCATORS: [(AllocatorKind, &str); 4] = [
+    (AllocatorKind::Log, "log"),
+    (AllocatorKind::Zsmalloc, "zsmalloc"),
+    (AllocatorKind::Xvmalloc, "xvmalloc"),
+    (AllocatorKind::Zbud, "zbud"),
+];
 
 /// All codecs whose density is measured.
 pub const CODECS: [(CodecKind, &str); 3] =
