@@ -35,8 +35,13 @@
 //!
 //! # Background work
 //!
-//! Flushes and replaced pages leave holes. Frames that are empty go back to the system by themselves; the rest is closed
-//! by [`Store::maintain`], which whoever owns the store calls now and then.
+//! Whoever owns the store calls these now and then, from any thread:
+//!
+//! - [`Store::maintain`] closes the holes that flushes and replaced pages leave. Frames that are empty go back to the system
+//!   by themselves.
+//! - [`Store::balance`] takes frames back ahead of need, so that puts need not wait; [`Store::reclaim`] takes back as many as
+//!   it is told. Ephemeral pages are dropped, roughly in order of age; persistent ones go to their owner by [`WriteBack`].
+//! - [`Store::recompress`] packs cold neighbours again, together and tighter.
 
 mod alloc;
 mod budget;
