@@ -144,7 +144,8 @@ fn the_table_says_what_the_json_says() {
         assert!((mib - row["bytes"].as_f64().unwrap() / MIB as f64).abs() < 0.06, "{row} in {table}");
         assert_eq!((words.next(), words.next()), (Some("MiB"), Some("exact")));
         let ratio: f64 = words.next().unwrap().parse().unwrap();
-        assert!((ratio - row["ratio"].as_f64().unwrap()).abs() < 0.006, "{row} in {table}");
+        // Two runs: the index hashes with another seed in each, and its tables may be of other sizes.
+        assert!((ratio / row["ratio"].as_f64().unwrap() - 1.0).abs() < 0.005, "{row} in {table}");
         assert_eq!(lines(row).ends_with("<- tmem run"), row["default"] == true);
     }
     assert!(table.trim_end().lines().last().unwrap().contains("would fit into about"), "{table}");

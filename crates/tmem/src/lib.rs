@@ -31,7 +31,8 @@
 //! - A page that a *persistent* pool accepted stays until it is flushed. A page of an *ephemeral* pool may go at any time.
 //! - [`Config::budget_bytes`] counts everything: frames, index, tables, codec contexts. A put that does not fit drops
 //!   ephemeral pages, oldest first, closes holes, and is refused only then.
-//! - All methods take `&self` and may be called from any thread. No lock is held across more than one page's work.
+//! - All methods take `&self` and may be called from any thread. No lock is held across more than the work of one page, or
+//!   of one group of cold pages.
 //!
 //! # Background work
 //!

@@ -76,7 +76,7 @@ impl Store {
         let start = Instant::now();
         loop {
             if !self.shards.numbers().contains(&walk.shard) {
-                // What it worked with takes a MiB; until the next walk that is better used for pages.
+                // What it worked with takes some 300 KiB; until the next walk that is better used for pages.
                 if let Some(work) = std::mem::take(&mut *walk).work {
                     self.budget.refund(work.charged_bytes);
                 }
