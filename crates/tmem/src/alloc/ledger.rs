@@ -7,9 +7,12 @@
 //!
 //! Tables grow when a frame is taken and at no other time.
 
+use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
 use super::apart::{HeaderFrames, Layout};
 use super::frame_set::FrameSet;
-use super::{Class, NoRoom, Usage};
+use super::{Class, NoRoom, Queue, Usage};
 use crate::budget::{Budget, Purpose};
 use crate::frames::Frames;
 use crate::page::PAGE_SIZE;
@@ -200,9 +203,23 @@ impl<C: Copy + Default, const HEADERS: usize> Ledger<C, HEADERS> {
     }
 
     /// The frame of a class into which nothing was put for the longest time, and since when.
-    pub(super) fn oldest(&self, class: Class) -> Option<(u32, u64)> {
+    fn oldest(&self, class: Class) -> Option<(u32, u64)> {
         let oldest = some(self.shelves[class as usize].queue.first)?;
         Some((oldest, self.frames[oldest as usize].age))
+    }
+
+    /// See [`Allocator::coldest_age`](super::Allocator::coldest_age). All frames age in the small queue.
+    pub(super) fn coldest_age(&self, class: Class, queue: Queue) -> Option<u64> {
+        let (_, age) = self.oldest(class).filter(|_| queue == Queue::Small)?;
+        Some(age)
+    }
+
+    /// See [`Allocator::coldest`](super::Allocator::coldest).
+    pub(super) fn coldest(&mut self, class: Class, queue: Queue, clock: &AtomicU64) -> Option<Range<u32>> {
+        let (frame, _) = self.oldest(class).filter(|_| queue == Queue::Small)?;
+        // What stays in it, or comes to it from now on, is of a new age.
+        self.touch(frame, clock.fetch_add(1, Relaxed));
+        Some(frame..frame + 1)
     }
 
     /// Puts the frame on the shelf for as many free chunks, or on none.
@@ -272,8 +289,12 @@ impl<C: Copy + Default, const HEADERS: usize> Ledger<C, HEADERS> {
         self.payload_bytes -= payload_bytes as u64;
     }
 
-    pub(super) fn live_bytes(&self, class: Class) -> u64 {
-        self.shelves[class as usize].live_bytes
+    /// See [`Allocator::queue_bytes`](super::Allocator::queue_bytes).
+    pub(super) fn queue_bytes(&self, class: Class, queue: Queue) -> u64 {
+        match queue {
+            Queue::Small => self.shelves[class as usize].live_bytes,
+            Queue::Main => 0,
+        }
     }
 
     pub(super) fn usage(&self) -> Usage {

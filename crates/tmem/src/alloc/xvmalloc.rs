@@ -343,28 +343,15 @@ impl Allocator for Xvmalloc {
     }
 
     fn coldest_age(&self, class: Class, queue: Queue) -> Option<u64> {
-        match queue {
-            Queue::Small => lock(&self.books).ledger.oldest(class).map(|(_, age)| age),
-            Queue::Main => None,
-        }
+        lock(&self.books).ledger.coldest_age(class, queue)
     }
 
     fn coldest(&self, class: Class, queue: Queue) -> Option<Range<u32>> {
-        if queue == Queue::Main {
-            return None;
-        }
-        let mut books = lock(&self.books);
-        let (frame, _) = books.ledger.oldest(class)?;
-        // What stays in it, or comes to it from now on, is of a new age.
-        books.ledger.touch(frame, self.clock.fetch_add(1, Relaxed));
-        Some(frame..frame + 1)
+        lock(&self.books).ledger.coldest(class, queue, &self.clock)
     }
 
     fn queue_bytes(&self, class: Class, queue: Queue) -> u64 {
-        match queue {
-            Queue::Small => lock(&self.books).ledger.live_bytes(class),
-            Queue::Main => 0,
-        }
+        lock(&self.books).ledger.queue_bytes(class, queue)
     }
 
     fn tenants(&self, frame: FrameId, tenants: &mut Tenants) {

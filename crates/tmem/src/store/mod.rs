@@ -358,33 +358,24 @@ impl Store {
 
     fn count_in(&self, shard: &mut Shard, word: Word, pool: &PoolSlot) {
         shard.counters.pages += 1;
+        shard.counters.same_filled += u64::from(matches!(word.place(), Place::Fill(_)));
         pool.pages.fetch_add(1, Relaxed);
-        match word.place() {
-            Place::Fill(_) => shard.counters.same_filled += 1,
-            Place::Ram(handle) => {
-                let bytes = self.zpages.payload_bytes(handle);
-                pool.bytes.fetch_add(bytes.into(), Relaxed);
-            }
-            Place::Shared(_) => {}
-            Place::Member { row, .. } => {
-                pool.bytes.fetch_add(self.member_bytes(row), Relaxed);
-            }
-        }
+        pool.bytes.fetch_add(self.own_bytes(word), Relaxed);
     }
 
     fn count_out(&self, shard: &mut Shard, word: Word, pool: &PoolSlot) {
         shard.counters.pages -= 1;
+        shard.counters.same_filled -= u64::from(matches!(word.place(), Place::Fill(_)));
         pool.pages.fetch_sub(1, Relaxed);
+        pool.bytes.fetch_sub(self.own_bytes(word), Relaxed);
+    }
+
+    /// Payload bytes that count for the pool of a word. What clones share counts for nobody.
+    fn own_bytes(&self, word: Word) -> u64 {
         match word.place() {
-            Place::Fill(_) => shard.counters.same_filled -= 1,
-            Place::Ram(handle) => {
-                let bytes = self.zpages.payload_bytes(handle);
-                pool.bytes.fetch_sub(bytes.into(), Relaxed);
-            }
-            Place::Shared(_) => {}
-            Place::Member { row, .. } => {
-                pool.bytes.fetch_sub(self.member_bytes(row), Relaxed);
-            }
+            Place::Fill(_) | Place::Shared(_) => 0,
+            Place::Ram(handle) => self.zpages.payload_bytes(handle).into(),
+            Place::Member { row, .. } => self.member_bytes(row),
         }
     }
 

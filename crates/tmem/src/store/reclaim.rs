@@ -251,11 +251,8 @@ impl<'a> Pass<'a> {
 
     fn run(&mut self, enough: impl Fn(&Self) -> bool) {
         let mut idle_rounds = 0;
-        loop {
-            self.store.zpages.give_back(true);
-            if enough(self) {
-                return;
-            }
+        self.store.zpages.give_back(true);
+        while !enough(self) {
             let frames = self.net_frames();
             let usage = self.store.zpages.usage();
             let progress = if waste_exceeds(&usage, WASTE_PART_SHORT) {
