@@ -2,7 +2,14 @@
 #![cfg(not(loom))]
 
 use tmem::testing::{Random, sample_page};
-use tmem::{AllocatorKind, Config, Key, PoolKind, PoolOptions, Store};
+use tmem::{AllocatorKind, Config, Key, PAGE_SIZE, PoolKind, PoolOptions, Stats, Store};
+
+/// What a packing context takes at least.
+const PACKER_BYTES_MIN: u64 = 40 << 10;
+
+fn beside_frames(stats: &Stats) -> u64 {
+    stats.memory_bytes - stats.frame_bytes
+}
 
 fn resident_bytes() -> i64 {
     let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
@@ -54,4 +61,16 @@ fn reported_by(allocator: AllocatorKind, frame_bytes_per_live_byte: f64) {
     let stats = store.stats();
     println!("{:.3} frame bytes per live byte", stats.frame_bytes as f64 / stats.zpage_bytes as f64);
     assert!(stats.frame_bytes as f64 <= stats.zpage_bytes as f64 * frame_bytes_per_live_byte + 65536.0, "{stats:?}");
+    while store.trim().more {}
+    // Nobody packed anything between two calls.
+    store.trim();
+    assert_honest(&store, before, "trimmed");
+    let trimmed = store.stats();
+    assert!(beside_frames(&trimmed) + PACKER_BYTES_MIN <= beside_frames(&stats), "{stats:?}, then {trimmed:?}");
+    assert!(trimmed.frame_bytes <= stats.frame_bytes, "{stats:?}, then {trimmed:?}");
+    if allocator == AllocatorKind::Log {
+        assert!(trimmed.frame_bytes as f64 <= trimmed.zpage_bytes as f64 * 1.02 + 16384.0, "{trimmed:?}");
+    }
+    store.put(Key::new(pool, 1, 1), &page).unwrap();
+    assert!(store.get(Key::new(pool, 1, 1), &mut [0; PAGE_SIZE]).unwrap());
 }

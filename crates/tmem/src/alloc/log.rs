@@ -33,8 +33,10 @@ const DEAD_FRAMES_MAX: u64 = 16;
 const SEGMENTS_AT_ONCE: usize = 2;
 /// How many frames before the one that it reaches into a zpage may start.
 const FRAMES_BACK: usize = (HEADER_BYTES + PAYLOAD_BYTES_MAX).div_ceil(PAGE_SIZE);
-/// Frames that are brought into memory at a time, as long as the budget has this many bytes to spare.
-const FRAMES_AHEAD: u32 = 8;
+/// Frames that are brought into memory at a time at most, and the part of all that they are otherwise, as long as the budget
+/// has this many bytes to spare.
+const FRAMES_AHEAD_MAX: u64 = 8;
+const FRAMES_AHEAD_PART: u64 = 512;
 const ROOM_AMPLE_BYTES: u64 = 1 << 20;
 
 /// The log of segments.
@@ -126,7 +128,8 @@ impl Log {
         if books.populating || next >= FRAMES || segment.waiting().count_ones() > 1 {
             return None;
         }
-        let ahead = segment.ahead(next, FRAMES_AHEAD);
+        let frames = books.usage.frame_bytes / PAGE_SIZE as u64;
+        let ahead = segment.ahead(next, (frames / FRAMES_AHEAD_PART).clamp(1, FRAMES_AHEAD_MAX) as u32);
         let bytes = u64::from(ahead.count_ones()) * PAGE_SIZE as u64;
         let room = self.budget.has_room(bytes + ROOM_AMPLE_BYTES, Purpose::Admit);
         if ahead == 0 || !room || !self.budget.admit(bytes, Purpose::Admit) {
@@ -436,9 +439,8 @@ impl Allocator for Log {
 
     fn usage(&self) -> Usage {
         let books = lock(&self.books);
-        let heads = books.heads.iter().flatten();
-        let waiting = heads.map(|number| books.segments[*number as usize].waiting().count_ones());
-        Usage { waiting_bytes: u64::from(waiting.sum::<u32>()) * PAGE_SIZE as u64, ..books.usage }
+        let heads = books.heads.iter().flatten().map(|number| &books.segments[*number as usize]);
+        Usage { waiting_bytes: heads.map(|head| head.waiting_bytes() as u64).sum(), ..books.usage }
     }
 }
 

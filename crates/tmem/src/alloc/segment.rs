@@ -107,6 +107,12 @@ impl Segment {
         }
     }
 
+    /// Bytes in memory that nothing has come to yet: the rest of the last frame and what is [waiting](Self::waiting).
+    pub(super) fn waiting_bytes(&self) -> usize {
+        let rest = (self.end as usize).next_multiple_of(PAGE_SIZE) - self.end as usize;
+        rest + self.waiting().count_ones() as usize * PAGE_SIZE
+    }
+
     /// Books a zpage of `len` bytes at the end and says where it starts.
     pub(super) fn append(&mut self, len: usize) -> usize {
         let start = self.end as usize;

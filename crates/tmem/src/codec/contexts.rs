@@ -2,7 +2,8 @@
 //!
 //! There is a fixed number of slots for packing and for expanding. A thread keeps to the slot that it was dealt first
 //! and tries its neighbours when that one is busy, so that a lone thread pays one uncontended lock. A context is made
-//! the first time its slot is used and stays.
+//! the first time its slot is used. Those that expand stay, because a page must come back also when there is no memory
+//! for a new one; those that pack go when nobody used them for a while.
 
 use super::{
     CodecKind, Encoding, Expand, GroupExpander, Malformed, PACKED_BYTES_MAX, Pack, ZstdExpander, expand_plain, packer,
@@ -17,9 +18,15 @@ use crate::threads::thread_number;
 pub(crate) struct Packer {
     codec: Box<dyn Pack>,
     packed: Box<[u8; PACKED_BYTES_MAX]>,
+    /// Since unused ones were looked for.
+    used: bool,
 }
 
 impl Packer {
+    fn memory_bytes(&self) -> u64 {
+        (self.codec.memory_bytes() + PACKED_BYTES_MAX) as u64
+    }
+
     /// Packs `page`; the result lies in the packer until the next page. A page that does not shrink comes back raw.
     pub(crate) fn compress<'a>(&'a mut self, page: &'a Page) -> (Encoding, &'a [u8]) {
         match self.codec.compress(page, &mut self.packed) {
@@ -60,11 +67,27 @@ impl Contexts {
         let mut slot = own_slot(&self.packers);
         if slot.is_none() {
             let codec = packer(self.kind).ok_or_else(no_memory)?;
-            budget.charge((codec.memory_bytes() + PACKED_BYTES_MAX) as u64);
-            let packed = Box::new([0; PACKED_BYTES_MAX]);
-            *slot = Some(Packer { codec, packed });
+            let packer = Packer { codec, packed: Box::new([0; PACKED_BYTES_MAX]), used: true };
+            budget.charge(packer.memory_bytes());
+            *slot = Some(packer);
         }
-        Ok(with(slot.as_mut().expect("filled above")))
+        let packer = slot.as_mut().expect("filled above");
+        packer.used = true;
+        Ok(with(packer))
+    }
+
+    /// Gives back the packers that nobody used since the last call.
+    pub(crate) fn release_unused(&self, budget: &Budget) {
+        for slot in &self.packers {
+            // One that is locked is used.
+            let Some(mut slot) = try_lock(slot) else { continue };
+            if let Some(packer) = slot.as_mut()
+                && !std::mem::take(&mut packer.used)
+            {
+                budget.refund(packer.memory_bytes());
+                *slot = None;
+            }
+        }
     }
 
     /// Expands a payload; of a group, the page at `position`.

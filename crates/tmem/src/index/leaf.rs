@@ -1,9 +1,9 @@
 //! A leaf: the words of sixty-four neighbouring indexes, of which only those present take room.
 
-use super::{LeafKey, Word};
+use super::{LEAF_SLOTS, LeafKey, Word};
 
-/// Words in order of their slots; `present` says which slots. The capacity doubles up to 64 as pages come and halves as they
-/// go, so that a full leaf costs eight bytes per page and a lone page does not pay for its absent neighbours.
+/// Words in order of their slots; `present` says which slots. The capacity doubles up to 64 as pages come and shrinks by
+/// quarters as they go, so that a full leaf costs eight bytes per page and a lone page does not pay for its absent neighbours.
 #[derive(Debug)]
 pub(crate) struct Leaf {
     key: LeafKey,
@@ -59,16 +59,16 @@ impl Leaf {
         }
         let rank = self.rank(slot);
         if self.words.len() == self.words.capacity() {
-            let more = self.words.len().max(2);
-            self.words.reserve_exact(more);
+            let capacity = (2 * self.words.len()).clamp(2, LEAF_SLOTS as usize);
+            self.words.reserve_exact(capacity - self.words.len());
         }
         self.present |= 1 << slot;
         self.words.insert(rank, word);
         None
     }
 
-    /// Takes a word out. Room is given back when three quarters are free, and then half of it, so that a page that comes
-    /// and goes does not move it each time; shrinking a block in place takes no other.
+    /// Takes a word out. When three eighths of the room are free a quarter is given back, so that a page that comes and goes
+    /// does not move it each time; shrinking a block in place takes no other.
     pub(super) fn take(&mut self, slot: u32) -> Option<Word> {
         if self.present >> slot & 1 == 0 {
             return None;
@@ -77,8 +77,8 @@ impl Leaf {
         self.present &= !(1 << slot);
         let word = self.words.remove(rank);
         let capacity = self.words.capacity();
-        if capacity > CAPACITY_KEPT && self.words.len() <= capacity / 4 {
-            self.words.shrink_to(capacity / 2);
+        if capacity > CAPACITY_KEPT && self.words.len() <= capacity * 5 / 8 {
+            self.words.shrink_to((capacity * 3 / 4).max(CAPACITY_KEPT));
         }
         Some(word)
     }
@@ -112,7 +112,7 @@ mod tests {
                 assert_eq!(leaf.take(slot), model[slot as usize].take());
             }
             let (words, room) = (leaf.words.len(), leaf.words.capacity());
-            assert!(room <= CAPACITY_KEPT || words > room / 4, "{words} words in room for {room}");
+            assert!(room <= CAPACITY_KEPT || words > room / 2, "{words} words in room for {room}");
             let probe = random.below(64) as u32;
             assert_eq!(leaf.get(probe), model[probe as usize]);
         }
@@ -129,7 +129,7 @@ mod tests {
         full(&mut leaf);
         // Four in five go.
         (0..64).filter(|slot| slot % 5 > 0).for_each(|slot| assert!(leaf.take(slot).is_some()));
-        assert_eq!((leaf.words.len(), leaf.words.capacity()), (13, 32));
+        assert_eq!((leaf.words.len(), leaf.words.capacity()), (13, 20));
         assert_eq!(leaf.get(60), Some(Word::shared(60)));
         (1..64).for_each(|slot| assert_eq!(leaf.take(slot).is_some(), slot % 5 == 0));
         assert_eq!((leaf.words.len(), leaf.words.capacity()), (1, 4));

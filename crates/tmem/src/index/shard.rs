@@ -60,6 +60,9 @@ impl Shard {
     pub(crate) fn insert(&mut self, hash: u64, key: LeafKey, hasher: &LeafHasher) -> u32 {
         let number = self.next_number();
         if self.free.pop().is_none() {
+            if self.leaves.len() == self.leaves.capacity() {
+                self.leaves.reserve_exact((self.leaves.len() / 8).max(1));
+            }
             self.leaves.push(None);
         }
         self.leaves[number as usize] = Some(Leaf::new(key));

@@ -55,7 +55,7 @@ impl Config {
             codec: CodecKind::default(),
             allocator: AllocatorKind::default(),
             threads: processors.min(8),
-            shards: 64,
+            shards: 8 * processors.min(8),
         }
     }
 

@@ -27,7 +27,9 @@ const STEP_FRAMES_MAX: u32 = 256;
 /// Waste that is not worth a move: the frames at the heads.
 const WASTE_FLOOR_BYTES: u64 = 6 * PAGE_SIZE as u64;
 /// Background compaction keeps the waste below this part of the live bytes.
-const WASTE_PART_IDLE: u64 = 14;
+const WASTE_PART_BUSY: u64 = 14;
+/// The same when nobody uses the store: what is moved then need not be moved again soon.
+const WASTE_PART_IDLE: u64 = 64;
 /// Reclaim closes holes first if they are more than this part of the live bytes, else it drops pages first.
 const WASTE_PART_SHORT: u64 = 8;
 /// Below this part, moving costs more than refusing.
@@ -69,7 +71,8 @@ enum Move {
 }
 
 fn waste_exceeds(usage: &Usage, part: u64) -> bool {
-    usage.waste_bytes() > usage.live_bytes / part + WASTE_FLOOR_BYTES
+    let floor = if part == WASTE_PART_IDLE { PAGE_SIZE as u64 } else { WASTE_FLOOR_BYTES };
+    usage.waste_bytes() > usage.live_bytes / part + floor
 }
 
 /// One call of the shrinker: what it may do and what it did.
@@ -106,14 +109,26 @@ impl Store {
     /// A step of background work: closes holes and gives frames back, a bounded amount per call. May be called from any
     /// thread at any time; a good time is after every few hundred puts or flushes, and again while it answers `more`.
     pub fn maintain(&self) -> Maintenance {
+        self.tidy(WASTE_PART_BUSY, false)
+    }
+
+    /// A step of [`maintain`](Self::maintain) that goes further, for times in which nobody uses the store: it closes all holes
+    /// that a move closes, gives back the frames that wait for new pages, and the packing contexts that nobody used since it
+    /// was called last. What the next put needs of it comes back with that put.
+    pub fn trim(&self) -> Maintenance {
+        self.contexts.release_unused(&self.budget);
+        self.tidy(WASTE_PART_IDLE, true)
+    }
+
+    fn tidy(&self, waste_part: u64, urgent: bool) -> Maintenance {
         let before = self.zpages.usage().frame_bytes;
-        let moved = self.compact(WASTE_PART_IDLE, STEP_FRAMES_MAX);
-        self.zpages.give_back(false);
+        let moved = self.compact(waste_part, STEP_FRAMES_MAX);
+        self.zpages.give_back(urgent);
         let usage = self.zpages.usage();
         Maintenance {
             moved,
             returned_bytes: before.saturating_sub(usage.frame_bytes),
-            more: moved > 0 && waste_exceeds(&usage, WASTE_PART_IDLE),
+            more: moved > 0 && waste_exceeds(&usage, waste_part),
         }
     }
 

@@ -47,6 +47,7 @@ fn step(store: &Store, pool: PoolId, random: &mut Random) {
         }
         48 => {
             store.maintain();
+            store.trim();
         }
         49 => {
             store.destroy_pool(store.clone_pool(pool).unwrap());

@@ -84,7 +84,8 @@ fn run(plan: &Plan, time: Duration, allocator: AllocatorKind) {
                 let _alarm = Alarm(done);
                 let mut random = Random::new(plan.seed ^ (77 + number));
                 while !done.load(Relaxed) {
-                    match random.below(8) {
+                    match random.below(9) {
+                        8 => drop(store.trim()),
                         0 => drop(store.recompress(Duration::from_micros(300))),
                         1 => drop(store.maintain()),
                         2..=4 => drop(store.balance(Some(swap))),

@@ -111,7 +111,8 @@ fn background(store: &Store, mut random: Random, done: &AtomicBool) {
             2 => drop(store.reclaim(random.below(50), None)),
             3 => drop(store.balance(None)),
             4..=5 => drop(store.recompress(Duration::from_micros(300))),
-            6..=9 => std::thread::sleep(Duration::from_millis(1)),
+            6..=7 => drop(store.trim()),
+            8..=9 => std::thread::sleep(Duration::from_millis(1)),
             _ => drop(store.maintain()),
         }
         let stats = store.stats();

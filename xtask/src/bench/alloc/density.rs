@@ -11,7 +11,7 @@ use tmem::testing::Random;
 use tmem::{AllocatorKind, CodecKind, Key, PAGE_SIZE, PoolKind, PoolOptions, Store};
 
 use super::figures::geometric_mean;
-use super::samples::{self, ALLOCATORS, AMPLE_BYTES, CODECS, Sample};
+use super::samples::{self, ALL, ALLOCATORS, AMPLE_BYTES, CODECS, Sample};
 use crate::interrupt;
 use crate::table::Table;
 use crate::zram;
@@ -52,7 +52,6 @@ pub struct Row {
     /// Original bytes per byte of memory without fixed bytes.
     pub density_growing: f64,
     drained_memory_per_compressed: f64,
-    drained_growing_per_compressed: f64,
     drain_moves: u64,
     /// Density after cold pages were packed again in groups, and the time of a page for that.
     recompressed: f64,
@@ -63,7 +62,7 @@ pub struct Row {
     recompressed_to_zram: Option<f64>,
 }
 
-/// All figures of density. Means are rows of the file `MEAN`.
+/// All figures of density. Means are rows of the file `MEAN`, those of one store for all files of the file `ALL`.
 #[derive(Serialize)]
 pub struct Density {
     pub kernel: Vec<KernelRow>,
@@ -83,12 +82,14 @@ pub fn measure(samples: &[Sample]) -> anyhow::Result<Density> {
     println!(
         "\nDensity of stores. frames, memory, growing: bytes of frames, of everything, of everything but fixed bytes, per\n\
          compressed byte. density: original bytes / memory. drained: memory per live compressed byte after {} % of the\n\
-         pages were flushed at random and maintenance had nothing more to do. / zram: density to that of zram with lz4.\n\
-         regrouped: density after all pages were cold and packed again in groups; us: the time of a page for that.\n",
+         pages were flushed at random and the store was trimmed. / zram: density to that of zram with lz4.\n\
+         regrouped: density after all pages were cold and packed again in groups; us: the time of a page for that.\n\
+         {ALL}: the pages of all files in one store.\n",
         100 - LEFT_PERCENT
     );
     let table = head();
     let mut rows = Vec::new();
+    let all = (samples.len() > 1).then(|| Sample::all(samples));
     for (codec, codec_name) in CODECS {
         for (allocator, name) in ALLOCATORS {
             let mut own: Vec<Row> = Vec::new();
@@ -101,6 +102,11 @@ pub fn measure(samples: &[Sample]) -> anyhow::Result<Density> {
             let mean = mean(&own);
             table.row(&mean.cells());
             own.push(mean);
+            if let Some(all) = &all {
+                let row = measure_one(all, (codec, codec_name), (allocator, name), None)?;
+                table.row(&row.cells());
+                own.push(row);
+            }
             rows.extend(own);
         }
     }
@@ -199,7 +205,7 @@ fn measure_one(
             store.flush_page(Key::new(pool, 1, index));
         }
     }
-    maintain_fully(&store);
+    trim_fully(&store);
     let drained = store.stats();
     let (recompressed, recompress_us_per_page) = recompress(sample, codec, allocator)?;
     let density = full.original_bytes as f64 / full.memory_bytes as f64;
@@ -215,7 +221,6 @@ fn measure_one(
         density,
         density_growing,
         drained_memory_per_compressed: drained.memory_bytes as f64 / drained.compressed_bytes as f64,
-        drained_growing_per_compressed: (drained.memory_bytes - fixed_bytes) as f64 / drained.compressed_bytes as f64,
         drain_moves: drained.moves,
         recompressed,
         recompress_us_per_page,
@@ -237,9 +242,7 @@ fn recompress(sample: &Sample, codec: CodecKind, allocator: AllocatorKind) -> an
     let start = Instant::now();
     store.recompress(Duration::MAX);
     let took = start.elapsed();
-    maintain_fully(&store);
-    // Frames that wait for new pages go back.
-    store.reclaim(0, None);
+    trim_fully(&store);
     // The contexts for expanding pages and groups are made by the first gets.
     let mut out = [0; PAGE_SIZE];
     for (index, page) in (0..).zip(sample.pages()) {
@@ -250,14 +253,15 @@ fn recompress(sample: &Sample, codec: CodecKind, allocator: AllocatorKind) -> an
     Ok((stats.original_bytes as f64 / stats.memory_bytes as f64, took.as_secs_f64() * 1e6 / stats.pages as f64))
 }
 
-/// Background work until there is none.
-pub fn maintain_fully(store: &Store) {
+/// What a store does when nobody uses it, until there is nothing to do: contexts go with the second call.
+fn trim_fully(store: &Store) {
+    store.trim();
     for _ in 0..MAINTAIN_CALLS_MAX {
-        if !store.maintain().more {
+        if !store.trim().more {
             return;
         }
     }
-    println!("    maintenance still has more to do after {MAINTAIN_CALLS_MAX} calls");
+    println!("    there is still more to do after {MAINTAIN_CALLS_MAX} calls");
 }
 
 fn mean(rows: &[Row]) -> Row {
@@ -274,7 +278,6 @@ fn mean(rows: &[Row]) -> Row {
         density: mean(|row| row.density),
         density_growing: mean(|row| row.density_growing),
         drained_memory_per_compressed: mean(|row| row.drained_memory_per_compressed),
-        drained_growing_per_compressed: mean(|row| row.drained_growing_per_compressed),
         ratio_to_zram: ratio(|row| row.ratio_to_zram),
         ratio_to_zram_growing: ratio(|row| row.ratio_to_zram_growing),
         recompressed: mean(|row| row.recompressed),
@@ -295,7 +298,6 @@ fn head() -> Table {
         ("density", 7),
         ("growing", 7),
         ("drained", 7),
-        ("growing", 7),
         ("/ zram", 6),
         ("growing", 7),
         ("regrouped", 9),
@@ -314,7 +316,6 @@ impl Row {
             Some(self.density),
             Some(self.density_growing),
             Some(self.drained_memory_per_compressed),
-            Some(self.drained_growing_per_compressed),
             self.ratio_to_zram,
             self.ratio_to_zram_growing,
             Some(self.recompressed),

@@ -7,7 +7,7 @@ use plotters::prelude::*;
 
 use super::Results;
 use super::density::MEAN;
-use super::samples::{ALLOCATORS, CODECS};
+use super::samples::{ALL, ALLOCATORS, CODECS};
 
 const SIZE: (u32, u32) = (960, 480);
 
@@ -42,7 +42,8 @@ pub fn draw(results: &Results, dir: &Path) -> anyhow::Result<()> {
 
 fn density_bars(density: &super::density::Density) -> Bars<'static> {
     let mut groups: Vec<String> = Vec::new();
-    for row in density.rows.iter().filter(|row| row.file != MEAN) {
+    let of_file = |row: &&super::density::Row| row.file != MEAN && row.file != ALL;
+    for row in density.rows.iter().filter(of_file) {
         if !groups.contains(&row.file) {
             groups.push(row.file.clone());
         }
@@ -57,7 +58,7 @@ fn density_bars(density: &super::density::Density) -> Bars<'static> {
     }
     for (_, codec) in CODECS {
         for (_, name) in ALLOCATORS {
-            let own = density.rows.iter().filter(|row| row.codec == codec && row.allocator == name && row.file != MEAN);
+            let own = density.rows.iter().filter(of_file).filter(|row| row.codec == codec && row.allocator == name);
             series.push((format!("{name}, {codec}"), own.map(|row| row.density).collect()));
         }
     }

@@ -3,7 +3,6 @@
 use anyhow::ensure;
 use tmem::{AllocatorKind, CodecKind, Key, PAGE_SIZE, Page, PoolId, PoolKind, PoolOptions, Reclaim, Store, WriteBack};
 
-use super::density::maintain_fully;
 use super::figures::{self, Times};
 use super::samples::{self, Pages};
 use super::trace::{Op, Trace};
@@ -229,7 +228,7 @@ impl Player<'_> {
         if self.setup.trace.is_cache() {
             self.replay.evicted_by_puts = self.store.stats().evictions - self.replay.taken.evicted;
         } else {
-            maintain_fully(&self.store);
+            self.maintain();
             self.sample(1.0);
             let frames = self.store.stats().frame_bytes / PAGE_SIZE as u64 / 8;
             let mut not_counted = Times::default();

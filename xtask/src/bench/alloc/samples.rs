@@ -29,7 +29,15 @@ pub struct Sample {
     pub bytes: Vec<u8>,
 }
 
+/// The name of all samples together.
+pub const ALL: &str = "together";
+
 impl Sample {
+    /// The pages of all samples.
+    pub fn all(samples: &[Self]) -> Self {
+        Self { name: ALL.to_owned(), bytes: samples.iter().flat_map(|sample| &sample.bytes).copied().collect() }
+    }
+
     pub fn pages(&self) -> &[Page] {
         self.bytes.as_chunks().0
     }
