@@ -5,6 +5,8 @@
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
+use crate::page::PAGE_SIZE;
+
 /// Bytes that only moves of stored pages may use: a few frames for the heads they are moved to.
 const RESERVE_BYTES_MAX: u64 = 64 << 10;
 
@@ -96,6 +98,16 @@ impl Budget {
         let wanted = wanted.min(self.limit() / 16).max(ROOM_BYTES_MIN);
         self.wanted.store(wanted, Relaxed);
         wanted
+    }
+
+    /// Frames that an allocator with `frame_bytes` keeps for what comes next, at least: what [`wanted_room`](Self::wanted_room)
+    /// said last, or a little of what there is.
+    pub(crate) fn spare_frames_max(&self, frame_bytes: u64) -> u64 {
+        /// Frames that may wait for company; on top of it one in 64 of all.
+        const FRAMES_MIN: u64 = 16;
+        const PART: u64 = 64;
+        let frames = |bytes| bytes / PAGE_SIZE as u64;
+        (FRAMES_MIN + frames(frame_bytes) / PART).max(frames(self.wanted.load(Relaxed)))
     }
 
     /// Whether `bytes` would fit now.

@@ -7,6 +7,9 @@ use std::collections::HashMap;
 use tmem::testing::{Random, sample_page};
 use tmem::{AllocatorKind, Config, Key, PAGE_SIZE, Page, PoolId, PoolKind, PoolOptions, Short, Store, WriteBack};
 
+const ALLOCATORS: [AllocatorKind; 4] =
+    [AllocatorKind::Log, AllocatorKind::Zsmalloc, AllocatorKind::Xvmalloc, AllocatorKind::Zbud];
+
 fn store(allocator: AllocatorKind, budget: u64) -> Store {
     Store::new(Config::new(budget).allocator(allocator).threads(1)).unwrap()
 }
@@ -231,6 +234,25 @@ fn pages_with_two_names_move_out_of_the_way() {
     for index in 0..300 {
         for pool in [pool, clone] {
             assert!(store.get(Key::new(pool, 1, index), &mut out).unwrap() && out == page(index.into()));
+        }
+    }
+}
+
+/// Moving what cannot leave takes a frame and frees one, sometimes a round later: that is not progress.
+#[test]
+fn reclaim_ends_where_everything_only_moves() {
+    for (seed, allocator) in (0..40).flat_map(|seed| ALLOCATORS.map(|allocator| (seed, allocator))) {
+        let store = store(allocator, 8 << 20);
+        let mut random = Random::new(seed);
+        let pool = store.create_pool(PoolKind::Persistent, PoolOptions::default()).unwrap();
+        for index in 0..random.below(800) as u32 {
+            store.put(Key::new(pool, 1, index), &sample_page(&mut random)).unwrap();
+        }
+        let owner = Owner::new(|_| ());
+        store.clone_pool(pool).unwrap();
+        for _ in 0..3 {
+            let done = store.reclaim(10_000, Some(&owner));
+            assert_eq!((done.written_back, done.short.is_some()), (0, true), "{done:?}");
         }
     }
 }

@@ -20,8 +20,6 @@ use crate::page::PAGE_SIZE;
 /// What shelves measure free space in.
 pub(super) const CHUNK_BYTES: usize = 64;
 pub(super) const CHUNKS: usize = PAGE_SIZE / CHUNK_BYTES;
-/// Spare frames that are kept; on top of it one in 64 of all.
-const SPARE_FRAMES_MAX: u64 = 16;
 const FRAMES_MORE_MIN: usize = 64;
 
 const NOBODY: u32 = u32::MAX;
@@ -303,7 +301,7 @@ impl<C: Copy + Default, const HEADERS: usize> Ledger<C, HEADERS> {
             payload_bytes: self.payload_bytes,
             live_bytes: self.shelves.iter().map(|shelves| shelves.live_bytes).sum(),
             frame_bytes: (self.resident + self.headers.resident()) * PAGE_SIZE as u64,
-            waiting_bytes: 0,
+            waiting_bytes: u64::from(self.spare.len()) * PAGE_SIZE as u64,
             returned_frames: self.returned,
             table_bytes: (self.table_bytes + self.headers.table_bytes()) as u64,
         }
@@ -311,7 +309,7 @@ impl<C: Copy + Default, const HEADERS: usize> Ledger<C, HEADERS> {
 
     /// Gives back all spare frames if they are more than `times` as many as are kept, and says how many.
     pub(super) fn trim(&mut self, times: u64, frames: &Frames, budget: &Budget) -> u64 {
-        let kept = SPARE_FRAMES_MAX + self.resident / 64;
+        let kept = budget.spare_frames_max(self.resident * PAGE_SIZE as u64);
         if u64::from(self.spare.len()) <= times * kept { 0 } else { self.give_back(frames, budget) }
     }
 

@@ -2,7 +2,8 @@
 //!
 //! There are four heads, one for new and one for moved zpages of each class: what has survived a move tends to survive
 //! longer, and a segment of one class can be dropped or kept as a whole. A frame whose last zpage has gone is dead. Dead
-//! frames are given back in batches, or used again without a page fault when their whole segment is reopened.
+//! frames are given back in batches. Those of a segment in which nothing lives any more are spare: as long as there are
+//! some, heads go on there instead of bringing in others, which would cost a page fault each.
 //!
 //! Zpages start at multiples of four, so that the first word of a header never lies across two frames: whoever walks a
 //! frame that holds at least one live zpage can read the length of every zpage that starts in it, dead ones too.
@@ -50,12 +51,15 @@ pub(crate) struct Log {
 struct Books {
     segments: Vec<Segment>,
     free: Vec<u32>,
-    /// Segments with dead frames in memory, each once.
+    spare: Vec<u32>,
+    /// Segments with dead frames in memory, each once, and some that have none any more.
     with_dead: Vec<u32>,
     heads: [Option<u32>; HEADS],
     /// Where the search for sparse frames goes on.
     cursor: u32,
+    /// Dead frames, without those of spare segments.
     dead_frames: u64,
+    spare_frames: u64,
     /// Somebody populates frames that are booked already.
     populating: bool,
     /// Bytes of live zpages by queue.
@@ -69,10 +73,12 @@ impl Log {
         let books = Books {
             segments: Vec::new(),
             free: Vec::new(),
+            spare: Vec::new(),
             with_dead: Vec::new(),
             heads: [None; HEADS],
             cursor: 0,
             dead_frames: 0,
+            spare_frames: 0,
             populating: false,
             live_bytes: [0; HEADS],
             usage: Usage::default(),
@@ -86,8 +92,12 @@ impl Log {
 
     /// Room for a zpage of `len` bytes at a head. The caller holds the books.
     fn place(&self, books: &mut Books, head: usize, len: usize, purpose: Purpose) -> Result<Handle, NoRoom> {
+        // Where there are spare frames, no others are brought in: the rest of a segment takes addresses, not memory.
+        let fits = |segment: &Segment| {
+            segment.end as usize + len <= SEGMENT_BYTES && (segment.missing(len) == 0 || books.spare_frames == 0)
+        };
         let number = match books.heads[head] {
-            Some(number) if books.segments[number as usize].end as usize + len <= SEGMENT_BYTES => number,
+            Some(number) if fits(&books.segments[number as usize]) => number,
             _ => self.open(books, head)?,
         };
         self.bring_in(books, number, len, purpose)?;
@@ -147,7 +157,7 @@ impl Log {
         if let Some(number) = books.heads[head].take() {
             books.close(number);
         }
-        let number = match books.free.pop() {
+        let number = match books.spare.pop().or_else(|| books.free.pop()) {
             Some(number) => number,
             None => {
                 if (books.segments.len() + 1) * SEGMENT_BYTES > self.frames.bytes() {
@@ -160,32 +170,18 @@ impl Log {
         };
         let opened = self.clock.fetch_add(1, Relaxed);
         let (class, queue) = QUEUES[head];
-        let revived = books.segments[number as usize].open(class, queue, opened);
-        books.dead_frames -= u64::from(revived);
+        let segment = &mut books.segments[number as usize];
+        let was_spare = segment.state == State::Spare;
+        let revived = u64::from(segment.open(class, queue, opened));
+        *if was_spare { &mut books.spare_frames } else { &mut books.dead_frames } -= revived;
         books.heads[head] = Some(number);
         Ok(number)
     }
 
     /// Gives back the frames at the heads that nothing has come to yet.
     fn give_back_waiting(&self, books: &mut Books) -> u64 {
-        let mut given = 0;
-        if books.populating {
-            return 0;
-        }
-        for number in books.heads.into_iter().flatten() {
-            let segment = &mut books.segments[number as usize];
-            let waiting = segment.waiting();
-            for run in runs(waiting) {
-                // SAFETY: no zpage was ever put there, and the lock of the books keeps new ones out.
-                unsafe { self.frames.release(number as usize * FRAMES + run.start, run.len()) };
-            }
-            segment.resident &= !waiting;
-            given += u64::from(waiting.count_ones());
-        }
-        books.usage.frame_bytes -= given * PAGE_SIZE as u64;
-        books.usage.returned_frames += given;
-        self.budget.refund(given * PAGE_SIZE as u64);
-        given
+        let heads = books.heads;
+        heads.into_iter().flatten().map(|head| self.give_back_frames(books, head, Segment::waiting)).sum()
     }
 
     /// Gives back the dead frames of up to `segments` segments.
@@ -197,16 +193,38 @@ impl Log {
             };
             let segment = &mut books.segments[number as usize];
             segment.queued = false;
-            let first = number as usize * FRAMES;
-            for run in runs(segment.dead) {
-                // SAFETY: dead frames hold no live zpage, and the lock of the books keeps new ones out.
-                unsafe { self.frames.release(first + run.start, run.len()) };
+            if segment.state != State::Spare {
+                given += self.give_back_frames(books, number, |segment| segment.dead);
             }
-            given += u64::from(segment.dead.count_ones());
-            segment.resident &= !segment.dead;
-            segment.dead = 0;
         }
         books.dead_frames -= given;
+        given
+    }
+
+    /// Gives back frames of free segments until there are at most `kept`.
+    fn give_back_spare(&self, books: &mut Books, kept: u64) -> u64 {
+        let mut given = 0;
+        while books.spare_frames > kept {
+            let number = books.spare.pop().expect("what is spare lies in a segment");
+            let more = self.give_back_frames(books, number, |segment| segment.dead);
+            books.spare_frames -= more;
+            books.segments[number as usize].state = State::Free;
+            books.free.push(number);
+            given += more;
+        }
+        given
+    }
+
+    fn give_back_frames(&self, books: &mut Books, number: u32, which: impl FnOnce(&Segment) -> u64) -> u64 {
+        let segment = &mut books.segments[number as usize];
+        let frames = which(segment);
+        for run in runs(frames) {
+            // SAFETY: nothing lives in frames that are dead or waiting, and the lock of the books keeps new zpages out.
+            unsafe { self.frames.release(number as usize * FRAMES + run.start, run.len()) };
+        }
+        segment.resident &= !frames;
+        segment.dead &= !frames;
+        let given = u64::from(frames.count_ones());
         books.usage.frame_bytes -= given * PAGE_SIZE as u64;
         books.usage.returned_frames += given;
         self.budget.refund(given * PAGE_SIZE as u64);
@@ -221,17 +239,20 @@ impl Log {
         let segment = &mut books.segments[number as usize];
         let died = segment.remove(start, len);
         books.live_bytes[head_of(segment.class, segment.queue)] -= len as u64;
-        if segment.live == 0 && segment.state == State::Closed {
-            segment.state = State::Free;
-            books.free.push(number);
-        }
         books.queue_dead(number, died);
+        books.free_if_empty(number);
         books.usage.live_bytes -= len as u64;
         books.usage.zpages -= 1;
         books.usage.payload_bytes -= header.payload_bytes() as u64;
+        if books.populating {
+            return;
+        }
+        // A few at a time, because others wait for the books meanwhile.
         if books.dead_frames > DEAD_FRAMES_MAX + books.usage.frame_bytes / PAGE_SIZE as u64 / 128 {
-            // A few at a time, because others wait for the books meanwhile.
             self.give_back_dead(books, SEGMENTS_AT_ONCE);
+        }
+        if books.spare_frames > FRAMES as u64 + self.budget.spare_frames_max(books.usage.frame_bytes) {
+            self.give_back_spare(books, books.spare_frames - FRAMES as u64);
         }
     }
 
@@ -285,11 +306,25 @@ impl Books {
         let segment = &mut self.segments[number as usize];
         segment.state = State::Closed;
         let died = segment.bury_passed(0);
-        if segment.live == 0 {
+        self.queue_dead(number, died);
+        self.free_if_empty(number);
+    }
+
+    fn free_if_empty(&mut self, number: u32) {
+        let segment = &mut self.segments[number as usize];
+        if segment.live > 0 || segment.state != State::Closed {
+            return;
+        }
+        if segment.is_worth_keeping() {
+            segment.state = State::Spare;
+            let spare = u64::from(segment.dead.count_ones());
+            self.dead_frames -= spare;
+            self.spare_frames += spare;
+            self.spare.push(number);
+        } else {
             segment.state = State::Free;
             self.free.push(number);
         }
-        self.queue_dead(number, died);
     }
 
     /// Makes room in the tables for one more segment, in steps of an eighth, so that they are never half empty and
@@ -302,8 +337,9 @@ impl Books {
         let capacity = self.segments.len() + more;
         self.segments.reserve_exact(more);
         self.free.reserve_exact(capacity - self.free.len());
+        self.spare.reserve_exact(capacity - self.spare.len());
         self.with_dead.reserve_exact(capacity - self.with_dead.len());
-        let bytes = capacity * (size_of::<Segment>() + 2 * size_of::<u32>());
+        let bytes = capacity * (size_of::<Segment>() + 3 * size_of::<u32>());
         budget.recharge(self.usage.table_bytes, bytes as u64);
         self.usage.table_bytes = bytes as u64;
     }
@@ -433,14 +469,21 @@ impl Allocator for Log {
 
     fn give_back(&self, urgent: bool) -> u64 {
         let mut books = lock(&self.books);
+        if books.populating {
+            return 0;
+        }
+        let dead = self.give_back_dead(&mut books, usize::MAX);
+        let kept = if urgent { 0 } else { self.budget.spare_frames_max(books.usage.frame_bytes) };
+        let spare = self.give_back_spare(&mut books, kept);
         let waiting = if urgent { self.give_back_waiting(&mut books) } else { 0 };
-        waiting + self.give_back_dead(&mut books, usize::MAX)
+        dead + spare + waiting
     }
 
     fn usage(&self) -> Usage {
         let books = lock(&self.books);
         let heads = books.heads.iter().flatten().map(|number| &books.segments[*number as usize]);
-        Usage { waiting_bytes: heads.map(|head| head.waiting_bytes() as u64).sum(), ..books.usage }
+        let waiting_bytes: u64 = heads.map(|head| head.waiting_bytes() as u64).sum();
+        Usage { waiting_bytes: waiting_bytes + books.spare_frames * PAGE_SIZE as u64, ..books.usage }
     }
 }
 

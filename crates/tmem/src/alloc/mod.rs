@@ -177,7 +177,7 @@ pub(crate) struct Usage {
     pub(crate) live_bytes: u64,
     /// Bytes of frames that are in memory.
     pub(crate) frame_bytes: u64,
-    /// Those of them to which nothing has come yet, but will.
+    /// Those of them that hold nothing yet and are the next to be used.
     pub(crate) waiting_bytes: u64,
     /// Frames given back to the system so far.
     pub(crate) returned_frames: u64,

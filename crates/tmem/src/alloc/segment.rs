@@ -12,6 +12,8 @@ pub(super) const NO_START: u16 = u16::MAX;
 pub(super) enum State {
     /// Nothing lives here; may be filled again.
     Free,
+    /// The same, with its first frames in memory.
+    Spare,
     /// A head appends here.
     Open,
     /// Full.
@@ -61,7 +63,7 @@ impl Segment {
 
     /// Starts to fill the segment. Frames that are still in memory are used again; says how many were dead.
     pub(super) fn open(&mut self, class: Class, queue: Queue, opened: u64) -> u32 {
-        debug_assert_eq!((self.state, self.live), (State::Free, 0));
+        debug_assert!(matches!(self.state, State::Free | State::Spare) && self.live == 0);
         let revived = self.dead.count_ones();
         self.state = State::Open;
         (self.class, self.queue) = (class, queue);
@@ -70,6 +72,12 @@ impl Segment {
         self.dead = 0;
         self.first_in = [NO_START; FRAMES];
         revived
+    }
+
+    /// Whether enough of the first frames are in memory, and no others, to fill the segment again rather than bring in others.
+    pub(super) fn is_worth_keeping(&self) -> bool {
+        const FRAMES_MIN: u32 = 16;
+        self.dead.trailing_ones() >= FRAMES_MIN && self.dead.trailing_ones() == self.dead.count_ones()
     }
 
     /// Whether something lives here that ages in this queue.

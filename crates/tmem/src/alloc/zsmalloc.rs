@@ -30,8 +30,6 @@ const LISTS: usize = 5;
 /// The list of zspages that hold nothing; some of their frames may still be in memory.
 const EMPTY: u8 = 0;
 const FULL: u8 = LISTS as u8;
-/// Frames of empty zspages that are kept for what comes next; on top of it one in 64 of all.
-const SPARE_FRAMES_MAX: u64 = 16;
 
 const NOBODY: u32 = u32::MAX;
 
@@ -382,7 +380,7 @@ impl Allocator for Zsmalloc {
         let mut books = lock(&self.books);
         self.remove(&mut books, handle, header);
         // Twice what `give_back` leaves, so that not every free comes here.
-        if books.spare_frames > 2 * spare_frames_max(&books.usage) {
+        if books.spare_frames > 2 * self.budget.spare_frames_max(books.usage.frame_bytes) {
             self.give_back_spare(&mut books);
         }
     }
@@ -496,19 +494,16 @@ impl Allocator for Zsmalloc {
 
     fn give_back(&self, urgent: bool) -> u64 {
         let mut books = lock(&self.books);
-        if !urgent && books.spare_frames <= spare_frames_max(&books.usage) {
+        if !urgent && books.spare_frames <= self.budget.spare_frames_max(books.usage.frame_bytes) {
             return 0;
         }
         self.give_back_spare(&mut books)
     }
 
     fn usage(&self) -> Usage {
-        lock(&self.books).usage
+        let books = lock(&self.books);
+        Usage { waiting_bytes: books.spare_frames * PAGE_SIZE as u64, ..books.usage }
     }
-}
-
-fn spare_frames_max(usage: &Usage) -> u64 {
-    SPARE_FRAMES_MAX + usage.frame_bytes / PAGE_SIZE as u64 / 64
 }
 
 /// Zspages are numbered by their segment and their place in it.

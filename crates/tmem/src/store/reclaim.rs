@@ -79,7 +79,9 @@ fn waste_exceeds(usage: &Usage, part: u64) -> bool {
 struct Pass<'a> {
     store: &'a Store,
     write_back: Option<&'a dyn WriteBack>,
-    /// Frames returned and bytes taken for moves when it began.
+    /// Frames are for the next puts and stay in memory; whole regions are emptied.
+    keeps: bool,
+    /// Frames taken back and bytes taken for moves when it began.
     before: (u64, u64),
     protected: u64,
     report: Reclaim,
@@ -90,18 +92,23 @@ impl Store {
     /// first, and holes closed; persistent pages are handed to `write_back` if there is one. May be called from any thread
     /// at any time.
     pub fn reclaim(&self, frames: u64, write_back: Option<&dyn WriteBack>) -> Reclaim {
-        let mut pass = Pass::new(self, write_back);
+        let mut pass = Pass::new(self, write_back, false);
         pass.run(|pass| pass.net_frames() >= frames);
         pass.finish()
     }
 
     /// Background reclaim: when less is free than was asked for since the last call, takes frames back until half as much
-    /// again is free, so that puts need not wait. Call it from a thread of its own, every few milliseconds under load.
+    /// again is free, so that puts need not wait. The frames stay in memory for those puts. Call it from a thread of its own,
+    /// every few milliseconds under load.
     pub fn balance(&self, write_back: Option<&dyn WriteBack>) -> Reclaim {
         let low = self.budget.wanted_room();
-        let mut pass = Pass::new(self, write_back);
-        if !self.budget.has_room(low, Purpose::Admit) {
-            pass.run(|pass| pass.store.budget.has_room(low + low / 2, Purpose::Admit));
+        let has_room = |bytes: u64| {
+            let waiting = self.zpages.usage().waiting_bytes;
+            self.budget.has_room(bytes.saturating_sub(waiting), Purpose::Admit)
+        };
+        let mut pass = Pass::new(self, write_back, true);
+        if !has_room(low) {
+            pass.run(|_| has_room(low + low / 2));
         }
         pass.finish()
     }
@@ -143,7 +150,7 @@ impl Store {
         // The zpage may lie across one frame more than its length says.
         let needed = ((bytes / PAGE_SIZE + 2) * PAGE_SIZE) as u64;
         let wanted = needed.max(FRAMES_AT_ONCE.min(self.budget.limit() / PAGE_SIZE as u64 / 256) * PAGE_SIZE as u64);
-        let mut pass = Pass::new(self, None);
+        let mut pass = Pass::new(self, None, false);
         pass.run(|pass| pass.store.budget.has_room(wanted, Purpose::Admit));
         pass.finish();
         self.budget.has_room(needed, Purpose::Admit)
@@ -252,31 +259,42 @@ impl Store {
 }
 
 impl<'a> Pass<'a> {
-    fn new(store: &'a Store, write_back: Option<&'a dyn WriteBack>) -> Self {
-        let before = (store.zpages.usage().returned_frames, store.budget.moved());
-        Self { store, write_back, before, protected: 0, report: Reclaim::default() }
+    fn new(store: &'a Store, write_back: Option<&'a dyn WriteBack>, keeps: bool) -> Self {
+        let mut pass = Self { store, write_back, keeps, before: (0, 0), protected: 0, report: Reclaim::default() };
+        pass.before = (pass.frames_taken_back(), store.budget.moved());
+        pass
     }
 
-    /// Frames that went back to the system since the pass began, less those that moves took.
+    /// Frames that went back to the system so far and, if the pass keeps them, those that wait for the next puts.
+    fn frames_taken_back(&self) -> u64 {
+        let usage = self.store.zpages.usage();
+        usage.returned_frames + if self.keeps { usage.waiting_bytes / PAGE_SIZE as u64 } else { 0 }
+    }
+
+    /// Frames taken back since the pass began, less those that moves took. Puts may use kept ones meanwhile.
     fn net_frames(&self) -> u64 {
-        let returned = self.store.zpages.usage().returned_frames - self.before.0;
         let taken = (self.store.budget.moved() - self.before.1) / PAGE_SIZE as u64;
-        returned.saturating_sub(taken)
+        self.frames_taken_back().saturating_sub(self.before.0 + taken)
+    }
+
+    fn give_back(&self) {
+        self.store.zpages.give_back(!self.keeps);
     }
 
     fn run(&mut self, enough: impl Fn(&Self) -> bool) {
-        let mut idle_rounds = 0;
-        self.store.zpages.give_back(true);
+        // Moves take a frame in one round and free one in another: only more than ever before is progress.
+        let (mut idle_rounds, mut most) = (0, 0);
+        self.give_back();
         while !enough(self) {
-            let frames = self.net_frames();
             let usage = self.store.zpages.usage();
             let progress = if waste_exceeds(&usage, WASTE_PART_SHORT) {
                 self.compact(WASTE_PART_SHORT) || self.empty_coldest(&enough)
             } else {
                 self.empty_coldest(&enough) || self.compact(WASTE_PART_MIN)
             };
-            self.store.zpages.give_back(true);
-            idle_rounds = if self.net_frames() > frames { 0 } else { idle_rounds + 1 };
+            self.give_back();
+            idle_rounds = if self.net_frames() > most { 0 } else { idle_rounds + 1 };
+            most = most.max(self.net_frames());
             if !progress || idle_rounds > IDLE_ROUNDS_MAX {
                 if !enough(self) {
                     self.report.short = Some(self.why_short());
@@ -326,8 +344,8 @@ impl<'a> Pass<'a> {
                     changed |= self.take(tenant, queue);
                 }
             }
-            if changed && !tenants.as_slice().is_empty() {
-                self.store.zpages.give_back(true);
+            if changed && !tenants.as_slice().is_empty() && !self.keeps {
+                self.give_back();
                 if enough(self) {
                     break;
                 }

@@ -30,10 +30,9 @@ pub enum Neighbour {
 
 const NEIGHBOURS: [Neighbour; 3] = [Neighbour::None, Neighbour::Busy, Neighbour::Reclaim];
 
-/// Room that reclaim keeps free, and what it takes back at once.
+/// What the budget is above the packed pages.
 const HEADROOM_BYTES: u64 = 1 << 20;
-const RECLAIM_FRAMES: u64 = 16;
-/// Between two looks whether frames are needed.
+/// Between two calls of background reclaim.
 const PAUSE: Duration = Duration::from_micros(200);
 
 /// One allocator with one neighbour. Percentiles are p50, p99, p99.9 in microseconds, medians over the rounds.
@@ -165,12 +164,8 @@ fn accompany(neighbour: Neighbour, store: &Store, pages: &Pages, codec: CodecKin
                 std::hint::black_box(own.next().map(|page| bare.compress(page).len()));
             }
             Neighbour::Reclaim => {
-                let stats = store.stats();
-                if stats.memory_bytes + HEADROOM_BYTES / 2 > stats.budget_bytes {
-                    frames += store.reclaim(RECLAIM_FRAMES, None).frames;
-                } else {
-                    std::thread::sleep(PAUSE);
-                }
+                frames += store.balance(None).frames;
+                std::thread::sleep(PAUSE);
             }
         }
     }
