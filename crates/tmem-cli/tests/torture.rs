@@ -5,7 +5,7 @@ mod common;
 
 use std::time::Duration;
 
-use common::{Job, Linking, MIB, can_run, long, program, say};
+use common::{Job, Linking, MIB, Outcome, can_run, long, program, say};
 
 /// What one program is run with.
 struct Case {
@@ -18,8 +18,12 @@ struct Case {
 
 impl Case {
     fn run(&self) {
+        self.outcome();
+    }
+
+    fn outcome(&self) -> Option<Outcome> {
         if !can_run(self.name) {
-            return;
+            return None;
         }
         let rounds = self.args[1] * if long() { 10 } else { 1 };
         let command = [
@@ -30,7 +34,7 @@ impl Case {
         let native = Job::native(command.clone()).run();
         if native.shell_status() == 77 {
             common::skip(self.name, native.stdout_text().trim());
-            return;
+            return None;
         }
         assert!(native.stdout_text().contains("ok "), "{}: {}", native.name, native.stdout_text());
         let limit = Duration::from_secs(if long() { 900 } else { 90 });
@@ -39,7 +43,17 @@ impl Case {
         say(&format!("{}: native {}; tmem {}", self.name, native.summary(), managed.summary()));
         managed.assert_evicted();
         managed.assert_budget();
+        Some(managed)
     }
+}
+
+#[test]
+fn what_is_cold_for_long_is_packed_again() {
+    let case = Case { name: "cold", args: [96, 1], ram_mib: 56, linking: Linking::Dynamic };
+    let Some(managed) = case.outcome() else { return };
+    let packed = managed.figure("pages_recompressed");
+    say(&format!("cold: {packed} pages packed again"));
+    assert!(packed > 1000, "{packed} pages packed again");
 }
 
 macro_rules! torture {

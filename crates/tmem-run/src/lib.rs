@@ -32,6 +32,7 @@ mod supervisor;
 mod sys;
 mod throttle;
 mod tree;
+mod upkeep;
 mod workers;
 mod zeros;
 

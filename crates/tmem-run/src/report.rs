@@ -37,6 +37,8 @@ pub struct Report {
     pub pages_from_staging: u64,
     /// Evictions that found their stored copy still valid: no compression needed.
     pub swapcache_hits: u64,
+    /// Pages that were cold for long and packed again, together with their neighbours.
+    pub pages_recompressed: u64,
     /// Pages filled with zeros on first touch inside managed ranges.
     pub pages_zero_filled: u64,
     /// Time to serve a fault.

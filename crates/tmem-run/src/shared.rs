@@ -7,7 +7,7 @@ use std::sync::atomic::{
     AtomicBool, AtomicI32, AtomicU32, AtomicU64, AtomicUsize,
     Ordering::{Acquire, Relaxed, Release},
 };
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use tmem::{Config, Store};
@@ -18,6 +18,7 @@ use crate::guard::Guard;
 use crate::keeper::Keeper;
 use crate::space::Space;
 use crate::sys::{self, PAGE, Uffd};
+use crate::upkeep::Upkeep;
 
 /// Pages that one worker takes out at a time.
 pub const BATCH_PAGES: usize = 256;
@@ -108,6 +109,7 @@ pub struct Shared {
     ids: AtomicU64,
     arrivals: AtomicU64,
     evictions: AtomicU64,
+    upkeep: Mutex<Upkeep>,
 }
 
 impl Shared {
@@ -149,6 +151,7 @@ impl Shared {
             ids: AtomicU64::new(1),
             arrivals: AtomicU64::new(0),
             evictions: AtomicU64::new(0),
+            upkeep: Mutex::new(Upkeep::new()),
         })
     }
 
@@ -203,6 +206,19 @@ impl Shared {
     /// How long a fault waits for room at most: not at all when eviction finds nothing.
     pub fn patience(&self) -> Duration {
         Duration::from_millis(if self.fruitless.load(Relaxed) == 0 { 12 } else { 0 })
+    }
+
+    /// How long a worker without faults may sleep before there is background work.
+    pub fn until_upkeep(&self) -> Duration {
+        // Whoever holds it does what there is to do.
+        self.upkeep.try_lock().map_or(Duration::MAX, |upkeep| upkeep.rest())
+    }
+
+    /// A step of background work, if nobody else is at it.
+    pub fn upkeep(&self) {
+        if let Ok(mut upkeep) = self.upkeep.try_lock() {
+            upkeep.step(self);
+        }
     }
 
     /// True when so little is left with the programs that taking more would stop them.

@@ -638,6 +638,7 @@ impl Supervisor {
         r.pages_read_ahead = c.pages_read_ahead.load(Relaxed);
         r.pages_from_staging = c.pages_from_staging.load(Relaxed);
         r.swapcache_hits = c.swapcache_hits.load(Relaxed);
+        r.pages_recompressed = self.shared.store.stats().recompressed;
         r.pages_zero_filled = c.pages_zero_filled.load(Relaxed);
         r.on_full_events = c.on_full_events.load(Relaxed);
         r.processes_managed = c.processes_managed.load(Relaxed);

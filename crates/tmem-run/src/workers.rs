@@ -59,8 +59,10 @@ fn work(shared: &Shared, which: usize) {
             server.await_faults(shared, FUTILE);
         } else if let Err(Fruitless { took }) = make_room(shared, &mut evictor, &mut server) {
             futile_until = Instant::now() + FUTILE.max(took);
-        } else {
-            server.await_faults(shared, if shared.may_be_parked() { PARKED } else { INTERVAL });
+        } else if shared.may_be_parked() {
+            server.await_faults(shared, PARKED);
+        } else if !server.await_faults(shared, INTERVAL.min(shared.until_upkeep())) {
+            shared.upkeep();
         }
         serve_parked(shared, &mut server.scratch);
     }
@@ -88,8 +90,8 @@ impl Server {
         !self.ready.is_empty()
     }
 
-    /// Waits for faults, at most about this long and awake where that pays, and serves them.
-    fn await_faults(&mut self, shared: &Shared, most: Duration) {
+    /// Waits for faults, at most about this long and awake where that pays, and serves them. True if there were some.
+    fn await_faults(&mut self, shared: &Shared, most: Duration) -> bool {
         let began = Instant::now();
         let mut served = false;
         let mut now = began;
@@ -107,6 +109,7 @@ impl Server {
             self.polling.found(began.elapsed());
             shared.keeper.served(self.polling.gap < Polling::GAP_MAX);
         }
+        served
     }
 }
 

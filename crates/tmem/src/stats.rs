@@ -52,6 +52,8 @@ pub struct Stats {
     pub refaults: u64,
     /// Pages that were packed again in groups.
     pub recompressed: u64,
+    /// Gets of pages that are in groups.
+    pub group_gets: u64,
     /// Zpages that were moved to close holes.
     pub moves: u64,
     /// Bytes that those moves copied.

@@ -111,6 +111,7 @@ struct Events {
     lost_races: AtomicU64,
     declined: AtomicU64,
     recompressed: AtomicU64,
+    group_gets: AtomicU64,
     moves: AtomicU64,
     moved_bytes: AtomicU64,
     corrupt: AtomicU64,
@@ -490,6 +491,7 @@ impl Store {
                 expand(rows.handle(row), 0)
             }
             Place::Member { row, position } => {
+                self.events.group_gets.fetch_add(u64::from(used), Relaxed);
                 let rows = read(self.shared.part(row));
                 expand(rows.handle(row), position)
             }
@@ -574,6 +576,7 @@ impl Store {
             lost_races: self.events.lost_races.load(Relaxed),
             declined: self.events.declined.load(Relaxed),
             recompressed: self.events.recompressed.load(Relaxed),
+            group_gets: self.events.group_gets.load(Relaxed),
             refaults: self.ghosts.get().map_or(0, Ghosts::hits),
             evictions: self.events.evictions.load(Relaxed),
             moves: self.events.moves.load(Relaxed),
