@@ -1,19 +1,16 @@
-//! The supervisor: starts or joins a program tree, watches its memory, decides who is managed and when.
+//! The supervisor of a program tree: watches its memory, decides who is managed and when.
 //!
 //! A program that fits its budget is only looked at: no agent, no registration, no ptrace. When the tree comes
 //! near its budget, the large processes get agents; their memory is registered then, so growth is governed from
 //! there on.
 
-use std::ffi::OsString;
 use std::io::{IsTerminal, Write};
-use std::os::unix::process::CommandExt;
-use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use crate::agent::{Agent, InjectError};
-use crate::control::{self, Control, Mark};
+use crate::control::{Control, Mark};
 use crate::error::Error;
 use crate::fault::Scratch;
 use crate::guard::Guard;
@@ -23,12 +20,12 @@ use crate::options::{OnFull, Options};
 use crate::proc;
 use crate::ptrace;
 use crate::report::Report;
-use crate::shared::{RAM_BYTES_MIN, Shared};
+use crate::shared::Shared;
 use crate::signals::{Signal, Signals};
 use crate::space::{Probe, Space};
 use crate::sys;
 use crate::throttle::Throttle;
-use crate::tree::{Process, Root, Tree};
+use crate::tree::{Process, Tree};
 use crate::workers;
 
 /// How the supervised program ended.
@@ -57,130 +54,8 @@ const PAUSE_MAX: Duration = Duration::from_millis(50);
 /// Processes smaller than this are not worth an agent.
 const MANAGED_BYTES_MIN: u64 = 1 << 20;
 
-/// Runs `command` and everything it starts in `options.ram_bytes` of memory; returns when all of it has ended.
-///
-/// # Errors
-/// When the command cannot be started (exit status 126 or 127) or tmem cannot work here (125).
-pub fn run(command: &[OsString], options: &Options) -> Result<Outcome, Error> {
-    check_budget(options)?;
-    let Some((program, args)) = command.split_first() else { return Err(Error::own("no command was given")) };
-    // SAFETY: plain system call; orphans of the tree become our children instead of init's.
-    unsafe { libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) };
-    let mark = Mark::new()?;
-    let guard = Guard::start().map_err(|e| Error::own(format!("the guard process cannot be started: {e}")))?;
-    let signals = Signals::open().map_err(|e| Error::own(format!("signalfd: {e}")))?;
-    let child = match Command::new(program).args(args).spawn_unwaited() {
-        Ok(pid) => pid,
-        Err(e) => {
-            guard.dismiss();
-            let text = format!("'{}': {}", program.to_string_lossy(), io_text(&e));
-            return Err(if e.kind() == std::io::ErrorKind::NotFound {
-                Error::not_found(text)
-            } else {
-                Error::not_runnable(text)
-            });
-        }
-    };
-    let tree = Tree::new(Root::Below { guard: guard.pid() });
-    let supervisor = Supervisor::new(options, (guard, mark), signals, tree, child, true).inspect_err(|_| {
-        // Better no program than one without its budget.
-        sys::kill(child, libc::SIGKILL);
-    })?;
-    supervisor.supervise()
-}
-
-/// Takes a running process and everything below it under management, until it ends or is detached.
-///
-/// # Errors
-/// When the process is gone, cannot be managed, is managed already, or is not ours to manage.
-pub fn attach(pid: u32, options: &Options) -> Result<Outcome, Error> {
-    check_budget(options)?;
-    let pid = pid as i32;
-    check_target(pid)?;
-    let mark = Mark::new()?;
-    let guard = Guard::start().map_err(|e| Error::own(format!("the guard process cannot be started: {e}")))?;
-    let signals = Signals::open().map_err(|e| Error::own(format!("signalfd: {e}")))?;
-    let mut supervisor = Supervisor::new(options, (guard, mark), signals, Tree::new(Root::Process(pid)), pid, false)?;
-    // An attachment should fail now, not when memory runs short.
-    supervisor.tree.refresh();
-    if let Err(e) = supervisor.take_charge(pid) {
-        supervisor.shared.dismiss_guard();
-        return Err(Error::own(format!("process {pid} cannot be managed: {}", advice(&e))));
-    }
-    supervisor.supervise()
-}
-
-fn io_text(e: &std::io::Error) -> String {
-    e.raw_os_error().map_or_else(
-        || e.to_string(),
-        |n| {
-            let text = std::io::Error::from_raw_os_error(n).to_string();
-            text.split(" (os error").next().unwrap_or(&text).to_owned()
-        },
-    )
-}
-
-fn check_budget(options: &Options) -> Result<(), Error> {
-    if options.ram_bytes < RAM_BYTES_MIN {
-        return Err(Error::own(format!("--ram is too small: {} MiB is the least that works", RAM_BYTES_MIN >> 20)));
-    }
-    Ok(())
-}
-
-fn check_target(pid: i32) -> Result<(), Error> {
-    if pid <= 1 || !std::path::Path::new(&format!("/proc/{pid}")).exists() {
-        return Err(Error::own(format!("there is no process {pid}")));
-    }
-    if matches!(proc::state(pid), Some(('Z' | 'X', _)) | None) {
-        return Err(Error::own(format!("process {pid} has ended already")));
-    }
-    if pid == std::process::id() as i32 || control::is_supervisor(pid) {
-        return Err(Error::own(format!("process {pid} is a tmem supervisor itself; attach to the program it runs")));
-    }
-    if control::connect(pid).is_some() {
-        return Err(Error::own(format!("process {pid} is already managed by tmem; `tmem detach {pid}` frees it")));
-    }
-    if let Some(uids) = proc::status_field(pid, "Uid") {
-        // SAFETY: no arguments, no effects.
-        let me = unsafe { libc::geteuid() };
-        let owner = uids.split_ascii_whitespace().nth(1).and_then(|u| u.parse::<u32>().ok());
-        if me != 0 && owner != Some(me) {
-            return Err(Error::own(format!("process {pid} belongs to another user; run tmem as root or as that user")));
-        }
-    }
-    proc::check_fit(pid).map_err(|why| Error::own(format!("process {pid} cannot be managed: {why}")))
-}
-
-fn advice(e: &InjectError) -> String {
-    match e {
-        InjectError::Refused(_) => format!("{e}; `tmem doctor` says what to grant"),
-        InjectError::InTarget("userfaultfd", _) | InjectError::Ours("enabling userfaultfd", _) => {
-            format!("{e}; `tmem doctor` says what to grant")
-        }
-        _ => e.to_string(),
-    }
-}
-
-/// Starting a command without a handle that would wait for it: the supervisor reaps by itself.
-trait SpawnUnwaited {
-    fn spawn_unwaited(&mut self) -> std::io::Result<i32>;
-}
-
-impl SpawnUnwaited for Command {
-    fn spawn_unwaited(&mut self) -> std::io::Result<i32> {
-        // SAFETY: the closure only makes system calls, as is allowed between fork and exec.
-        let child = unsafe {
-            self.pre_exec(|| {
-                Signals::unblock_all();
-                Ok(())
-            })
-        }
-        .spawn()?;
-        Ok(child.id() as i32)
-    }
-}
-
-struct Supervisor {
+/// Looks after one tree until it ends.
+pub struct Supervisor {
     options: Options,
     shared: Arc<Shared>,
     signals: Signals,
@@ -207,7 +82,11 @@ struct Supervisor {
 }
 
 impl Supervisor {
-    fn new(
+    /// Starts the threads that look after the tree of process `main`, which is `ours` if we started it.
+    ///
+    /// # Errors
+    /// When somebody else manages it, or the system refuses what we need.
+    pub fn new(
         options: &Options,
         (guard, mark): (Guard, Mark),
         signals: Signals,
@@ -245,11 +124,12 @@ impl Supervisor {
         })
     }
 
-    fn supervise(mut self) -> Result<Outcome, Error> {
+    /// Stays until the tree has ended or is detached.
+    pub fn supervise(mut self) -> Outcome {
         loop {
             let pause = self.tick();
             if let Some(ending) = self.finished() {
-                return Ok(self.conclude(ending));
+                return self.conclude(ending);
             }
             self.wait(pause);
             while let Some(signal) = self.signals.next() {
@@ -377,6 +257,15 @@ impl Supervisor {
             p.space.is_none() && !p.borrowed && p.anonymous >= MANAGED_BYTES_MIN && !wait
         };
         self.tree.processes.iter().filter(is_new).map(|(&pid, _)| pid).collect()
+    }
+
+    /// Takes charge of a process at once.
+    ///
+    /// # Errors
+    /// When it cannot be managed; nobody is then.
+    pub fn take_charge_now(&mut self, pid: i32) -> Result<(), InjectError> {
+        self.tree.refresh();
+        self.take_charge(pid).inspect_err(|_| self.shared.dismiss_guard())
     }
 
     fn take_charge(&mut self, pid: i32) -> Result<(), InjectError> {
