@@ -3,10 +3,11 @@
 //! A pool is a slot in a table whose state is one atomic word, so that every put and get can look at it without a lock.
 
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::alloc::Class;
 use crate::error::{Error, ErrorKind};
+use crate::sync::AtomicU32;
 
 /// The name of a pool. Names are not used again soon: that of a destroyed pool finds nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -12,6 +12,9 @@ use order::{Held, Place};
 #[cfg(not(loom))]
 use std::sync as base;
 
+/// For states on which an order of operations depends; counters are the standard library's.
+pub(crate) use base::atomic::AtomicU32;
+
 const POISONED: &str = "a thread panicked inside the store, which may be inconsistent";
 
 /// What a lock guards. Whoever holds one takes only those further down.
