@@ -126,7 +126,7 @@ pub(crate) struct Tenant {
     pub(crate) handle: Handle,
     pub(crate) owner: Owner,
     pub(crate) class: Class,
-    /// It was read since it was stored or moved.
+    /// It was read since it was stored or moved, or something was that it should not be parted from.
     pub(crate) used: bool,
 }
 

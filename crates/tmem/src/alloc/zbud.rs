@@ -24,6 +24,8 @@ use crate::page::PAGE_SIZE;
 use crate::sync::{Mutex, Rank, lock};
 
 const BUDDIES: usize = 2;
+/// Two zpages of more chunks than this never share a frame.
+const HALF: u8 = (CHUNKS / 2) as u8;
 const CLASSES: [Class; 2] = [Class::Ephemeral, Class::Persistent];
 
 /// Chunks of the buddies in a frame, zero for none.
@@ -241,13 +243,17 @@ impl Allocator for Zbud {
         }
         let buddies = books.ledger.contents(frame.0);
         let last = PAGE_SIZE - usize::from(buddies.last) * CHUNK_BYTES;
-        for (chunks, offset) in [(buddies.first, 0), (buddies.last, last)] {
-            if chunks > 0 {
-                let handle = Handle::at(frame.0 as usize * PAGE_SIZE + offset);
-                let header = self.header(handle);
-                let (owner, used) = (header.owner(), header.is(USED));
-                tenants.push(Tenant { handle, owner, class: books.ledger.class(frame.0), used });
+        let handles = [0, last].map(|offset| Handle::at(frame.0 as usize * PAGE_SIZE + offset));
+        let chunks = [buddies.first, buddies.last];
+        let used = [0, 1].map(|i| chunks[i] > 0 && self.header(handles[i]).is(USED));
+        for i in 0..BUDDIES {
+            if chunks[i] == 0 {
+                continue;
             }
+            // Without its buddy a large one could seldom be moved to another frame: that eviction would give none back.
+            let stays_with_buddy = used[1 - i] && chunks[1 - i] > HALF;
+            let (handle, owner, class) = (handles[i], self.header(handles[i]).owner(), books.ledger.class(frame.0));
+            tenants.push(Tenant { handle, owner, class, used: used[i] || stays_with_buddy });
         }
     }
 
@@ -309,6 +315,26 @@ mod tests {
         zbud.free(handles[2]);
         zbud.free(handles[3]);
         assert_eq!(zbud.give_back(true), 1);
+    }
+
+    #[test]
+    fn what_lies_beside_a_large_one_in_use_counts_as_used() {
+        let (zbud, _) = allocator(16 << 20, Zbud::new);
+        let [large, beside, small, other] = [3000, 800, 2000, 1500].map(|bytes| store(&zbud, 0, &vec![9; bytes]));
+        assert_eq!([large, beside, small, other].map(|handle| split(handle).0), [0, 0, 1, 1]);
+        let mut tenants = Tenants::new();
+        let mut used = |frame| {
+            zbud.tenants(FrameId(frame), &mut tenants);
+            tenants.as_slice().iter().map(|tenant| tenant.used).collect::<Vec<_>>()
+        };
+        assert_eq!(used(0), [false, false]);
+        zbud.read(beside, true, |_| ());
+        zbud.read(small, true, |_| ());
+        assert_eq!((used(0), used(1)), (vec![false, true], vec![true, false]));
+        zbud.read(large, true, |_| ());
+        assert_eq!(used(0), [true, true]);
+        zbud.keep(large).unwrap();
+        assert_eq!(used(0), [false, true]);
     }
 
     #[test]

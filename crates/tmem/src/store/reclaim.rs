@@ -12,6 +12,7 @@ use super::Store;
 use super::groups::{Name, Names, holds};
 use crate::alloc::{Allocator, Class, FrameId, Handle, NoRoom, Queue, Tenant, Tenants, Usage};
 use crate::budget::Purpose;
+use crate::ghosts::{Fate, Ghosts};
 use crate::index::{LEAF_SLOTS, LeafKey, Slot, Word};
 use crate::key::Key;
 use crate::page::{PAGE_SIZE, Page};
@@ -229,7 +230,7 @@ impl Store {
     }
 
     /// Drops an ephemeral page, if it is still where it was seen.
-    fn evict(&self, name: &Name, queue: Queue) -> bool {
+    fn evict(&self, name: &Name, fate: Fate) -> bool {
         let mut shard = write(self.shards.get(name.shard));
         if !holds(&shard, name) {
             return false;
@@ -239,7 +240,7 @@ impl Store {
         self.forget(&mut shard, name.leaf, name.slot, pool);
         self.drop_leaf_if_empty(&mut shard, hash, name.leaf);
         if let Some(ghosts) = self.ghosts.get() {
-            ghosts.add(hash, name.slot, queue);
+            ghosts.add(hash, name.slot, fate);
         }
         true
     }
@@ -379,7 +380,7 @@ impl<'a> Pass<'a> {
     fn take(&mut self, tenant: &Tenant, queue: Queue) -> bool {
         let names = self.store.names_of(tenant);
         let nameless = tenant.class == Class::Persistent && names.is_empty();
-        if tenant.used || nameless || self.protects(tenant, &names) {
+        if self.earned_more(tenant, queue) || nameless || self.protects(tenant, &names) {
             match self.store.replace(tenant, |handle| self.store.zpages.keep(handle)) {
                 Move::Moved => {
                     // Nobody knows all the names of what was cloned: it moves out of the way.
@@ -395,10 +396,16 @@ impl<'a> Pass<'a> {
             }
         }
         let taken = |pass: &mut Self, name: &Name| match tenant.class {
-            Class::Ephemeral => pass.evict(name, queue),
+            Class::Ephemeral => pass.evict(name, Fate::of(queue, tenant.used)),
             Class::Persistent => pass.write_back(name),
         };
         names.iter().filter(|name| taken(self, name)).count() > 0
+    }
+
+    /// Whether a tenant gets a second chance for having been used.
+    fn earned_more(&self, tenant: &Tenant, queue: Queue) -> bool {
+        let is_new = tenant.class == Class::Ephemeral && queue == Queue::Small;
+        tenant.used && (!is_new || self.store.ghosts.get().is_none_or(Ghosts::keeps_used))
     }
 
     /// Whether the page's pool is below its share, so that pages of others go first.
@@ -413,8 +420,8 @@ impl<'a> Pass<'a> {
         protects
     }
 
-    fn evict(&mut self, name: &Name, queue: Queue) -> bool {
-        let evicted = self.store.evict(name, queue);
+    fn evict(&mut self, name: &Name, fate: Fate) -> bool {
+        let evicted = self.store.evict(name, fate);
         let counter = if evicted { &mut self.report.evicted } else { &mut self.report.lost_races };
         *counter += 1;
         evicted
