@@ -61,6 +61,7 @@ mod sync;
 #[doc(hidden)]
 pub mod testing;
 mod threads;
+mod tier;
 
 pub use alloc::AllocatorKind;
 pub use codec::CodecKind;
@@ -68,5 +69,6 @@ pub use error::{Error, ErrorKind};
 pub use key::{Key, ObjectId};
 pub use page::{PAGE_SIZE, Page, page_hash};
 pub use pool::{PoolId, PoolKind, PoolOptions};
-pub use stats::{Maintenance, PoolStats, Put, Reclaim, Recompression, Short, Stats};
+pub use stats::{Maintenance, PoolStats, Put, Reclaim, Recompression, Short, SpillStats, Stats};
 pub use store::{Config, Store, WriteBack};
+pub use tier::{Fault, FaultRate, FaultyTier, FileTier, MemoryTier, Spill, TIER_BLOCK_BYTES, Tier};

@@ -6,6 +6,7 @@
 
 use std::ops::{Deref, DerefMut};
 
+pub(crate) use base::atomic::AtomicU64;
 #[cfg(loom)]
 use loom::sync as base;
 use order::{Held, Place};
@@ -21,6 +22,10 @@ pub(crate) enum Rank {
     Walk,
     /// A context for packing: held by a put until its page is stored, and so while it makes room.
     Packer,
+    /// The writer of the spill file, held while a batch is gathered, written and committed.
+    Writer,
+    /// A buffer for reading from the spill file.
+    Fetcher,
     /// A shard of the index.
     Shard,
     /// The number of the part that takes the next new shared rows.
@@ -156,8 +161,8 @@ mod order {
 
     /// The last rank of a set.
     fn last(held: u32) -> Option<Rank> {
-        use Rank::{Books, Directory, Expander, NextRows, Packer, Rows, Shard, Walk};
-        let all = [Books, Expander, Directory, Rows, NextRows, Shard, Packer, Walk];
+        use Rank::{Books, Directory, Expander, Fetcher, NextRows, Packer, Rows, Shard, Walk, Writer};
+        let all = [Books, Expander, Directory, Rows, NextRows, Shard, Fetcher, Writer, Packer, Walk];
         all.into_iter().find(|rank| held & bit(*rank) != 0)
     }
 }

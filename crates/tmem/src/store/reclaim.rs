@@ -16,7 +16,8 @@ use crate::index::{LEAF_SLOTS, LeafKey, Slot, Word};
 use crate::key::Key;
 use crate::page::{PAGE_SIZE, Page};
 use crate::stats::{Maintenance, Reclaim, Short};
-use crate::sync::{read, write};
+use crate::sync::{MutexGuard, read, write};
+use crate::tier::Writer;
 
 /// Live sixteenths of a frame up to which compaction takes it. It starts with the emptiest frames and goes on to fuller
 /// ones only when a whole round has found none.
@@ -73,13 +74,17 @@ fn waste_exceeds(usage: &Usage, part: u64) -> bool {
 }
 
 /// One call of the shrinker: what it may do and what it did.
-struct Pass<'a> {
-    store: &'a Store,
+pub(super) struct Pass<'a> {
+    pub(super) store: &'a Store,
     write_back: Option<&'a dyn WriteBack>,
     /// Frames returned and bytes taken for moves when it began.
     before: (u64, u64),
     protected: u64,
-    report: Reclaim,
+    /// Persistent pages can be spilled, as far as is known.
+    pub(super) spills: bool,
+    /// Held while pages are gathered for the spill file.
+    pub(super) writer: Option<MutexGuard<'a, Writer>>,
+    pub(super) report: Reclaim,
 }
 
 impl Store {
@@ -107,13 +112,14 @@ impl Store {
     /// thread at any time; a good time is after every few hundred puts or flushes, and again while it answers `more`.
     pub fn maintain(&self) -> Maintenance {
         let before = self.zpages.usage().frame_bytes;
+        let cleaned = self.tend_spill_file();
         let moved = self.compact(WASTE_PART_IDLE, STEP_FRAMES_MAX);
         self.zpages.give_back(false);
         let usage = self.zpages.usage();
         Maintenance {
             moved,
             returned_bytes: before.saturating_sub(usage.frame_bytes),
-            more: moved > 0 && waste_exceeds(&usage, WASTE_PART_IDLE),
+            more: cleaned || moved > 0 && waste_exceeds(&usage, WASTE_PART_IDLE),
         }
     }
 
@@ -188,14 +194,14 @@ impl Store {
             }
             Slot::Shared(row) => {
                 let mut rows = write(self.shared.part(row));
-                if rows.find(row) != Some(handle) {
+                if rows.find(row) != Some(Word::ram(handle)) {
                     return Move::Gone;
                 }
                 let bytes = self.zpages.payload_bytes(handle);
                 let Ok(target) = to(handle) else {
                     return Move::NoRoom;
                 };
-                rows.set_handle(row, target);
+                rows.set_zpage(row, Word::ram(target));
                 (bytes, target)
             }
         };
@@ -239,7 +245,8 @@ impl Store {
 impl<'a> Pass<'a> {
     fn new(store: &'a Store, write_back: Option<&'a dyn WriteBack>) -> Self {
         let before = (store.zpages.usage().returned_frames, store.budget.moved());
-        Self { store, write_back, before, protected: 0, report: Reclaim::default() }
+        let (spills, report) = (store.spill.get().is_some(), Reclaim::default());
+        Self { store, write_back, before, protected: 0, spills, writer: None, report }
     }
 
     /// Frames that went back to the system since the pass began, less those that moves took.
@@ -260,6 +267,7 @@ impl<'a> Pass<'a> {
             } else {
                 self.empty_coldest(&enough) || self.compact(WASTE_PART_MIN)
             };
+            let progress = progress || self.write_spills().is_some_and(|spilled| spilled > 0);
             self.store.zpages.give_back(true);
             idle_rounds = if self.net_frames() > frames { 0 } else { idle_rounds + 1 };
             if !progress || idle_rounds > IDLE_ROUNDS_MAX {
@@ -275,13 +283,15 @@ impl<'a> Pass<'a> {
         let [ephemeral, persistent] = [Class::Ephemeral, Class::Persistent].map(|class| self.store.queue_bytes(class));
         match (ephemeral.iter().sum(), persistent.iter().sum()) {
             (0_u64, 0_u64) => Short::Empty,
-            (0, _) if self.write_back.is_none() => Short::Persistent,
+            (0, _) if self.write_back.is_none() && self.store.spill.get().is_none() => Short::Persistent,
+            (0, _) if self.write_back.is_none() && !self.spills => Short::Spill,
             _ if self.report.declined > 0 => Short::Declined,
             _ => Short::Pinned,
         }
     }
 
     fn finish(mut self) -> Reclaim {
+        self.forget_spills();
         self.report.frames = self.net_frames();
         self.store.events.add(&self.report);
         self.report
@@ -330,8 +340,11 @@ impl<'a> Pass<'a> {
         let queue = if main == 0 || small > small_max { Queue::Small } else { Queue::Main };
         let ephemeral = age(Class::Ephemeral, queue).map(|age| (age, queue));
         let persistent = [Queue::Small, Queue::Main].map(|queue| Some((age(Class::Persistent, queue)?, queue)));
-        let persistent =
-            persistent.into_iter().flatten().min_by_key(|(age, _)| *age).filter(|_| self.write_back.is_some());
+        let persistent = persistent
+            .into_iter()
+            .flatten()
+            .min_by_key(|(age, _)| *age)
+            .filter(|_| self.spills || self.write_back.is_some());
         let now = self.store.clock.load(Relaxed);
         match (ephemeral, persistent) {
             (Some((young, queue)), Some((old, _))) if now - old <= PERSISTENT_AGE_FACTOR * (now - young) => {
@@ -345,7 +358,8 @@ impl<'a> Pass<'a> {
     /// Gets a tenant out of its frame, one way or another. Says whether anything changed.
     fn take(&mut self, tenant: &Tenant, queue: Queue) -> bool {
         let names = self.store.names_of(tenant);
-        let nameless = tenant.class == Class::Persistent && names.is_empty();
+        let spills = tenant.class == Class::Persistent && self.spills;
+        let nameless = tenant.class == Class::Persistent && names.is_empty() && !spills;
         if tenant.used || nameless || self.protects(tenant, &names) {
             match self.store.replace(tenant, |handle| self.store.zpages.keep(handle)) {
                 Move::Moved => {
@@ -360,6 +374,9 @@ impl<'a> Pass<'a> {
                 }
                 Move::NoRoom => self.report.no_room += 1,
             }
+        }
+        if spills && let Some(gathered) = self.spill(tenant) {
+            return gathered;
         }
         let taken = |pass: &mut Self, name: &Name| match tenant.class {
             Class::Ephemeral => pass.evict(name, queue),
@@ -399,9 +416,16 @@ impl<'a> Pass<'a> {
             self.report.lost_races += 1;
             return false;
         }
-        if self.store.expand_word(name.word, false, &mut page).is_err() {
-            self.report.damaged += 1;
-            return false;
+        match self.store.expand_word(name.word, false, &mut page) {
+            Ok(None) => {}
+            Ok(Some(_)) => {
+                self.report.lost_races += 1;
+                return false;
+            }
+            Err(_) => {
+                self.report.damaged += 1;
+                return false;
+            }
         }
         drop(shard);
         let LeafKey { object, pool, number } = name.key;
