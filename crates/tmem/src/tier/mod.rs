@@ -54,6 +54,20 @@ pub trait Tier: Send + Sync {
     fn discard(&self, offset: u64, bytes: u64) -> io::Result<()>;
 }
 
+impl<T: Tier + ?Sized> Tier for Box<T> {
+    fn write(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        (**self).write(offset, bytes)
+    }
+
+    fn read(&self, offset: u64, bytes: &mut [u8]) -> io::Result<()> {
+        (**self).read(offset, bytes)
+    }
+
+    fn discard(&self, offset: u64, bytes: u64) -> io::Result<()> {
+        (**self).discard(offset, bytes)
+    }
+}
+
 /// Where and how a store spills: see [`Store::add_spill`](crate::Store::add_spill).
 pub struct Spill {
     pub(crate) tier: Box<dyn Tier>,
