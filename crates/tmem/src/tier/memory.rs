@@ -1,14 +1,24 @@
 //! Memory as a tier, for tests: a store that spills there saves nothing.
 
 use std::io;
+use std::sync::atomic::Ordering;
 use std::sync::{Mutex, PoisonError};
 
 use super::Tier;
+use crate::sync::AtomicU64;
 
 /// A tier in memory.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct MemoryTier {
     bytes: Mutex<Vec<u8>>,
+    /// Operations so far. Under loom, to count them is where other threads can come in between, as they do while a disk works.
+    operations: AtomicU64,
+}
+
+impl Default for MemoryTier {
+    fn default() -> Self {
+        Self { bytes: Mutex::default(), operations: AtomicU64::new(0) }
+    }
 }
 
 impl MemoryTier {
@@ -19,6 +29,7 @@ impl MemoryTier {
     }
 
     fn with<R>(&self, offset: u64, len: u64, with: impl FnOnce(&mut [u8]) -> R) -> io::Result<R> {
+        self.operations.fetch_add(1, Ordering::Relaxed);
         let end = usize::try_from(offset + len).map_err(|_| io::ErrorKind::OutOfMemory)?;
         let mut bytes = self.bytes.lock().unwrap_or_else(PoisonError::into_inner);
         if bytes.len() < end {

@@ -9,7 +9,7 @@ use crate::alloc::{OWNER_BITS, Owner};
 use crate::codec::{Encoding, PAYLOAD_BYTES_MAX};
 
 /// What is filled in order, and used again when nothing in it is alive.
-pub(crate) const SEGMENT_BYTES: u64 = 1 << 20;
+pub(crate) const SEGMENT_BYTES: u64 = if cfg!(loom) { 64 << 10 } else { 1 << 20 };
 /// What offsets and lengths of records are multiples of.
 pub(crate) const UNIT_BYTES: u64 = 4;
 const HEAD_BYTES: usize = 8;

@@ -48,13 +48,8 @@ pub(crate) struct Segments {
 pub(crate) struct Pin<'a> {
     segments: &'a Segments,
     number: u32,
-}
-
-impl Pin<'_> {
-    pub(super) fn fill(&self) -> u64 {
-        // Set before any word named the segment, and published with the first of them by the lock of its shard.
-        self.segments.get(self.number).fill.load(Ordering::Relaxed)
-    }
+    /// Which filling it was. If a pin did not hold, the seal of what is read would be of another one.
+    pub(super) fill: u64,
 }
 
 impl Drop for Pin<'_> {
@@ -151,8 +146,10 @@ impl Segments {
     /// Keeps a segment from being filled again. The caller holds the lock of a word that names a record in it, or is the
     /// writer.
     pub(super) fn pin(&self, number: u32) -> Pin<'_> {
-        self.get(number).count.fetch_add(PIN, Ordering::Relaxed);
-        Pin { segments: self, number }
+        let segment = self.get(number);
+        segment.count.fetch_add(PIN, Ordering::Relaxed);
+        // Set before any word named the segment, and published with the first of them by the lock of its shard.
+        Pin { segments: self, number, fill: segment.fill.load(Ordering::Relaxed) }
     }
 
     fn unpin(&self, number: u32) {
@@ -215,7 +212,7 @@ mod tests {
         assert_eq!(segments.live_bytes.load(Ordering::Relaxed), 124);
         segments.end(2000);
         let reader = segments.pin(extent.segment());
-        assert_eq!(reader.fill(), 7);
+        assert_eq!(reader.fill, 7);
         segments.remove(extent);
         assert!(!segment.is_idle());
         assert_eq!(segments.take_drained(), 0);

@@ -166,7 +166,7 @@ impl SpillFile {
         let before = (offset % TIER_BLOCK_BYTES as u64) as usize;
         let blocks = &mut buffer[..(before + bytes).next_multiple_of(TIER_BLOCK_BYTES)];
         self.read_blocks(offset - before as u64, blocks)?;
-        let payload = self.open(extent, pin.fill(), &mut blocks[before..before + bytes])?;
+        let payload = self.open(extent, pin.fill, &mut blocks[before..before + bytes])?;
         count(&self.counters.fetched);
         Ok(with(payload))
     }
@@ -240,7 +240,7 @@ impl SpillFile {
         pin: &Pin<'_>,
         record: &'a mut [u8],
     ) -> Result<&'a [u8], ReadFailure> {
-        self.open(extent, pin.fill(), record)
+        self.open(extent, pin.fill, record)
     }
 
     pub(crate) fn count_moved(&self, moved: bool) {
