@@ -160,7 +160,7 @@ pub struct Reclaim {
 pub enum Short {
     /// There is no page left to take.
     Empty,
-    /// What is left is persistent, and there is no owner to write it back to.
+    /// What is left is persistent, and there is neither a spill file nor an owner to write it back to.
     Persistent,
     /// What is left is persistent, and the spill file is full or failing.
     Spill,

@@ -499,21 +499,21 @@ fn a_new_seed_each_time() {
 #[test]
 fn a_store_that_spills_behaves_like_the_model() {
     for allocator in ALLOCATORS {
-        assert!(run(3, CodecKind::default(), allocator, Disk::Good, 40_000), "the run was too easy");
+        assert!(run(3, CodecKind::default(), allocator, Disk::Good, 25_000), "the run was too easy");
     }
 }
 
 #[test]
 fn a_failing_disk_loses_nothing() {
     for allocator in ALLOCATORS {
-        assert!(run(4, CodecKind::default(), allocator, Disk::Failing, 40_000), "the run was too easy");
+        assert!(run(4, CodecKind::default(), allocator, Disk::Failing, 25_000), "the run was too easy");
     }
 }
 
 #[test]
 fn a_lying_disk_is_found_out() {
     for allocator in ALLOCATORS {
-        assert!(run(5, CodecKind::default(), allocator, Disk::Lying, 40_000), "the run was too easy");
+        assert!(run(5, CodecKind::default(), allocator, Disk::Lying, 25_000), "the run was too easy");
     }
 }
 

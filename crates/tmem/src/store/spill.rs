@@ -210,7 +210,7 @@ impl Store {
     /// Moves one record. Its segment is not filled again meanwhile, because only the writer does that.
     fn sweep_record(&self, file: &SpillFile, writer: &mut Writer, slot: Slot, extent: Extent) -> bool {
         let pin = file.pin_as_writer(writer, extent);
-        let moved = file.read(extent, &pin, |payload| self.move_record(file, writer, slot, extent, payload));
+        let moved = file.read_to_move(extent, &pin, |payload| self.move_record(file, writer, slot, extent, payload));
         moved.unwrap_or(true)
     }
 }

@@ -25,6 +25,15 @@ pub(crate) use segments::Pin;
 pub(crate) use spill_file::SpillFile;
 pub(crate) use writer::{Refusal, Writer, Written};
 
+/// Reads any bytes as a segment and shows the encoding and the payload of each record, opened or not. For the fuzzer.
+pub(crate) fn walk_any(bytes: &mut [u8], mut with: impl FnMut(u8, &[u8])) {
+    let seal = seal::Seal::plain();
+    spill_file::walk_part(bytes, 0, true, |at, head, bytes| {
+        record::open(bytes, head, spill_file::place(1, at), &seal);
+        with(head.encoding as u8, &bytes[record::PREFIX_BYTES..][..head.payload_bytes]);
+    });
+}
+
 /// What every offset, every length and every buffer that a tier is given is a multiple of.
 pub const TIER_BLOCK_BYTES: usize = 4096;
 

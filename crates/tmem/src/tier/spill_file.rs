@@ -74,6 +74,8 @@ pub(crate) struct SpillFile {
     pub(super) budget: Arc<Budget>,
     writer: Mutex<Writer>,
     fetchers: Box<[Mutex<Option<Buffer>>]>,
+    /// What the writer reads with, so that nobody who reads a page waits for it.
+    cleaner: Mutex<Option<Buffer>>,
 }
 
 impl SpillFile {
@@ -96,6 +98,7 @@ impl SpillFile {
             budget: Arc::clone(budget),
             writer: Mutex::new(Rank::Writer, Writer::new(budget.limit())),
             fetchers: (0..threads.max(1)).map(|_| Mutex::new(Rank::Fetcher, None)).collect(),
+            cleaner: Mutex::new(Rank::Fetcher, None),
         })
     }
 
@@ -160,24 +163,46 @@ impl SpillFile {
         pin: &Pin<'_>,
         with: impl FnOnce(&[u8]) -> R,
     ) -> Result<R, ReadFailure> {
-        let mut fetcher = self.fetcher();
-        let buffer = fetcher.as_mut().expect("made by whoever asked for it").bytes();
+        let payload_to = |payload: &[u8]| {
+            count(&self.counters.fetched);
+            with(payload)
+        };
+        self.read_with(&mut own_slot(&self.fetchers), extent, pin, payload_to)
+    }
+
+    /// The same for the writer, with a buffer of its own.
+    pub(crate) fn read_to_move<R>(
+        &self,
+        extent: Extent,
+        pin: &Pin<'_>,
+        with: impl FnOnce(&[u8]) -> R,
+    ) -> Result<R, ReadFailure> {
+        self.read_with(&mut lock(&self.cleaner), extent, pin, with)
+    }
+
+    fn read_with<R>(
+        &self,
+        buffer: &mut Option<Buffer>,
+        extent: Extent,
+        pin: &Pin<'_>,
+        with: impl FnOnce(&[u8]) -> R,
+    ) -> Result<R, ReadFailure> {
+        let buffer = self.buffer(buffer);
         let (offset, bytes) = (extent.offset(), extent.record_bytes());
         let before = (offset % TIER_BLOCK_BYTES as u64) as usize;
         let blocks = &mut buffer[..(before + bytes).next_multiple_of(TIER_BLOCK_BYTES)];
         self.read_blocks(offset - before as u64, blocks)?;
         let payload = self.open(extent, pin.fill, &mut blocks[before..before + bytes])?;
-        count(&self.counters.fetched);
         Ok(with(payload))
     }
 
-    fn fetcher(&self) -> MutexGuard<'_, Option<Buffer>> {
-        let mut fetcher = own_slot(&self.fetchers);
-        fetcher.get_or_insert_with(|| {
+    /// The bytes of a buffer, made the first time.
+    fn buffer<'a>(&self, buffer: &'a mut Option<Buffer>) -> &'a mut [u8] {
+        let buffer = buffer.get_or_insert_with(|| {
             self.budget.charge(Buffer::memory_bytes(READ_BYTES_MAX) as u64);
             Buffer::new(READ_BYTES_MAX)
         });
-        fetcher
+        buffer.bytes()
     }
 
     fn read_blocks(&self, offset: u64, blocks: &mut [u8]) -> Result<(), ReadFailure> {
@@ -199,15 +224,15 @@ impl SpillFile {
         })
     }
 
-    /// Reads a segment from its start and shows each record to `with`, still closed: dead ones are not worth the time, and
+    /// For the writer: reads a segment from its start and shows each record to `with`, still closed: dead ones are not worth the time, and
     /// only what a word names may be believed.
     ///
     /// # Errors
     /// When not all of it could be read.
     pub(crate) fn walk(&self, number: u32, mut with: impl FnMut(Extent, &mut [u8])) -> Result<(), ReadFailure> {
         let filled = self.segments.make(number, &self.budget).filled() as usize;
-        let mut fetcher = self.fetcher();
-        let buffer = fetcher.as_mut().expect("made by whoever asked for it").bytes();
+        let mut cleaner = lock(&self.cleaner);
+        let buffer = self.buffer(&mut cleaner);
         let first = u64::from(number) * SEGMENT_BYTES;
         let mut at = SEGMENT_HEADER_BYTES;
         while at < filled {

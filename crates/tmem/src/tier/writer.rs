@@ -33,7 +33,7 @@ const CLEAN_TENTHS_MAX: u64 = 9;
 const CLEANED: u8 = 1;
 /// The words that name records in it are looked for in the whole index, or were.
 pub(super) const SWEEPING: u8 = 2;
-/// That was in vain: what lives in it cannot be read.
+/// That was in vain: what lives in it cannot be read, or was on its way to another key.
 const GIVEN_UP: u8 = 3;
 
 /// Why a zpage was not taken into a batch.
@@ -289,5 +289,102 @@ impl Writer {
             stuck().for_each(|(_, segment)| segment.set_cleanings(SWEEPING));
         }
         worth
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use std::io;
+    use std::sync::{Arc, Mutex};
+
+    use super::*;
+    use crate::alloc::Handle;
+    use crate::budget::Budget;
+    use crate::tier::{Spill, Tier};
+
+    /// Remembers what was written where, and fails when it is told to.
+    #[derive(Clone, Default)]
+    struct Notes(Arc<Mutex<Writes>>);
+
+    #[derive(Default)]
+    struct Writes {
+        list: Vec<(u64, Vec<u8>)>,
+        fails: bool,
+    }
+
+    impl Tier for Notes {
+        fn write(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+            let mut notes = self.0.lock().unwrap();
+            notes.list.push((offset, bytes.to_vec()));
+            if notes.fails { Err(io::ErrorKind::Other.into()) } else { Ok(()) }
+        }
+
+        fn read(&self, _: u64, _: &mut [u8]) -> io::Result<()> {
+            unreachable!("nothing is read")
+        }
+
+        fn discard(&self, _: u64, _: u64) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn push(writer: &mut Writer, file: &SpillFile, number: u64) -> Result<(), Refusal> {
+        let word = Word::ram(Handle::untagged(number * 8));
+        writer.push(file, Owner(number), word, (Encoding::Zstd, &[number as u8; 1000]), false)
+    }
+
+    #[test]
+    fn no_place_of_a_filling_is_written_twice_even_if_writes_fail() {
+        let tier = Notes::default();
+        let budget = Arc::new(Budget::new(1 << 30));
+        let file = SpillFile::new(Spill::new(tier.clone(), 8 << 20), 1, &budget).unwrap();
+        let mut writer = file.writer();
+        for round in 0..60 {
+            tier.0.lock().unwrap().fails = round % 3 == 1;
+            writer.rest_until = None;
+            for number in 0..80 {
+                push(&mut writer, &file, number).unwrap();
+            }
+            let written = writer.write(&file, |written| {
+                assert_eq!(written.payload, [written.owner.0 as u8; 1000]);
+                false
+            });
+            assert_eq!(written.is_none(), round % 3 == 1);
+            assert!(writer.is_empty());
+        }
+        let notes = tier.0.lock().unwrap();
+        let mut places = Vec::new();
+        let mut fill = 0;
+        for (offset, bytes) in &notes.list {
+            assert!(offset % TIER_BLOCK_BYTES as u64 == 0 && bytes.len() % TIER_BLOCK_BYTES == 0);
+            assert!(bytes.len() >= WRITE_BYTES_MIN);
+            if offset % SEGMENT_BYTES == 0 {
+                assert_eq!(&bytes[..8], b"tmemspil");
+                let number = u64::from_le_bytes(bytes[16..24].try_into().unwrap());
+                assert!(number > fill, "filling {number} after {fill}");
+                fill = number;
+            }
+            places.push((fill, offset % SEGMENT_BYTES));
+        }
+        let count = places.len();
+        places.sort_unstable();
+        places.dedup();
+        assert_eq!(places.len(), count);
+    }
+
+    #[test]
+    fn after_a_failure_there_is_a_rest_and_a_full_batch_has_to_be_written() {
+        let tier = Notes::default();
+        let budget = Arc::new(Budget::new(1 << 30));
+        let file = SpillFile::new(Spill::new(tier.clone(), 8 << 20), 1, &budget).unwrap();
+        let mut writer = file.writer();
+        let taken = (0..1000).take_while(|number| push(&mut writer, &file, *number).is_ok()).count();
+        assert!(taken as u64 * 1024 > WRITE_BYTES_MAX as u64 * 9 / 10);
+        assert_eq!(push(&mut writer, &file, 0), Err(Refusal::Batch));
+        assert!(writer.holds(Word::ram(Handle::untagged(8))));
+        tier.0.lock().unwrap().fails = true;
+        assert_eq!(writer.write(&file, |_| true), None);
+        assert_eq!(push(&mut writer, &file, 0), Err(Refusal::Resting));
+        assert_eq!(file.stats().write_failures, 1);
     }
 }

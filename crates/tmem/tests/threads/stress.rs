@@ -68,11 +68,11 @@ fn spill(seed: u64) -> Spill {
     let tier = FileTier::unnamed(&std::env::temp_dir()).unwrap();
     let tier = FaultyTier::new(tier, Fault::Delay(Duration::from_millis(1)), 64, seed);
     let tier = FaultyTier::new(tier, Fault::FailDiscard, 4, seed);
-    Spill::new(FaultyTier::new(tier, Fault::TearWrite, 32, seed), SPILL_BYTES_MAX)
+    Spill::new(FaultyTier::new(tier, Fault::TearWrite, 8, seed), SPILL_BYTES_MAX)
 }
 
 fn assert_spilled(spill: &SpillStats) {
-    let counts = [spill.spilled, spill.fetched, spill.promoted, spill.write_failures, spill.moved, spill.discards];
+    let counts = [spill.spilled, spill.fetched, spill.promoted, spill.write_failures, spill.discards];
     assert!(counts.iter().all(|count| *count > 0), "the run was too easy: {spill:?}");
     assert_eq!(spill.damaged, 0);
 }
