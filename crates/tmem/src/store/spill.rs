@@ -19,7 +19,7 @@ use crate::sync::read;
 use crate::tier::{Extent, Head, Refusal, Spill, SpillFile, Writer, Written};
 
 /// The file is cleaned when more than this part of what is alive is dead.
-const DEAD_PART: u64 = 5;
+const DEAD_PART: u64 = 4;
 /// The same when the file is full.
 const DEAD_PART_FULL: u64 = 32;
 /// Segments that a call of the shrinker cleans at most when the file is full.

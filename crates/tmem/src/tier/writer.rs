@@ -18,9 +18,10 @@ use crate::index::Word;
 
 /// A disk is written in pieces of at least this size; only the last one of a pass may be smaller.
 pub(crate) const WRITE_BYTES_MIN: usize = 64 << 10;
-const WRITE_BYTES_MAX: usize = 256 << 10;
+/// A region of the log of 64 frames, with the longer heads that records have.
+const WRITE_BYTES_MAX: usize = 288 << 10;
 /// The part of the budget that a batch may take.
-const BUDGET_PART: u64 = 32;
+const BUDGET_PART: u64 = 16;
 /// Zpages of a batch. The smallest records take 32 bytes: even of those, a batch is as long as a write has to be.
 const ZPAGES_MAX: usize = WRITE_BYTES_MIN / 32;
 /// How long no spill is tried after a write failed; twice as long after each failure that follows.
