@@ -134,7 +134,7 @@ pub(crate) fn write(record: &mut [u8], head: Head, payload: &[u8]) {
     record[PREFIX_BYTES + payload.len()..].fill(0);
 }
 
-/// Seals a record that was [written](write), and encrypts it if the seal does.
+/// Seals a record that was [written](fn@write), and encrypts it if the seal does.
 pub(crate) fn close(record: &mut [u8], head: Head, place: Place, seal: &Seal) {
     let (head, tag, payload) = parts(record, head).expect("a record that was written");
     *tag = seal.close(place, head, payload);
