@@ -48,7 +48,19 @@ fn benchmarks_in_short() -> anyhow::Result<()> {
 
 /// The tests of the engine with `debug_assertions`: all others run without, as users do.
 fn checked_tests() -> anyhow::Result<()> {
-    let tests = ["--lib", "--test", "model", "--test", "reclaim", "--test", "recompress", "--test", "threads"];
+    let tests = [
+        "--lib",
+        "--test",
+        "model",
+        "--test",
+        "reclaim",
+        "--test",
+        "recompress",
+        "--test",
+        "spill",
+        "--test",
+        "threads",
+    ];
     run(cargo(&["test", "--profile", "checked", "--package", "tmem"]).args(tests))
 }
 

@@ -37,12 +37,30 @@ pub enum ErrorKind {
         /// The number of pools a store can have.
         max: usize,
     },
-    /// A stored page does not expand to what was put: memory was damaged. The page cannot be given out.
+    /// A stored page does not expand to what was put: memory or the spill file was damaged. The page cannot be given out.
     #[error("a stored page is damaged: {what}")]
     Corrupt {
         /// Which check failed.
         what: &'static str,
     },
+    /// The spill file cannot be read. The page stays where it is: a later get may find it.
+    #[error("the spill file cannot be read")]
+    Spill {
+        /// What the tier answered.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The limit for the spill file is too small.
+    #[error("{bytes} bytes are too few for a spill file: it needs at least {min} bytes")]
+    SpillTooSmall {
+        /// The limit asked for.
+        bytes: u64,
+        /// The smallest that works.
+        min: u64,
+    },
+    /// The store has a spill file already.
+    #[error("the store spills to another place already")]
+    SpillsAlready,
     /// The budget does not even hold the store's own tables.
     #[error("a budget of {budget} bytes is too small: the store needs at least {min} bytes")]
     BudgetTooSmall {
@@ -85,6 +103,12 @@ impl Error {
     #[must_use]
     pub fn is_no_pool(&self) -> bool {
         matches!(self.0, ErrorKind::NoPool)
+    }
+
+    /// Whether the spill file could not be read.
+    #[must_use]
+    pub fn is_spill(&self) -> bool {
+        matches!(self.0, ErrorKind::Spill { .. })
     }
 
     /// Whether a stored page is damaged.

@@ -30,7 +30,7 @@
 //!   forgets what the key held, too.
 //! - A page that a *persistent* pool accepted stays until it is flushed. A page of an *ephemeral* pool may go at any time.
 //! - [`Config::budget_bytes`] counts everything: frames, index, tables, codec contexts. A put that does not fit drops
-//!   ephemeral pages, oldest first, closes holes, and is refused only then.
+//!   ephemeral pages, oldest first, closes holes, spills, and is refused only then.
 //! - All methods take `&self` and may be called from any thread. No lock is held across more than the work of one page, or
 //!   of one group of cold pages.
 //!
@@ -43,6 +43,21 @@
 //! - [`Store::balance`] takes frames back ahead of need, so that puts need not wait; [`Store::reclaim`] takes back as many as
 //!   it is told. Ephemeral pages are dropped, roughly in order of age; persistent ones go to their owner by [`WriteBack`].
 //! - [`Store::recompress`] packs cold neighbours again, together and tighter.
+//!
+//! # More than RAM
+//!
+//! With a [`Spill`] file ([`Store::add_spill`]) persistent pages go to disk, packed as they are, when RAM has no room for them:
+//!
+//! ```
+//! use tmem::{Config, FileTier, Spill, Store};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let store = Store::new(Config::new(64 << 20))?;
+//! let file = FileTier::unnamed(&std::env::temp_dir())?;
+//! store.add_spill(Spill::new(file, 1 << 30))?;
+//! # Ok(())
+//! # }
+//! ```
 
 mod alloc;
 mod budget;
@@ -61,6 +76,7 @@ mod sync;
 #[doc(hidden)]
 pub mod testing;
 mod threads;
+mod tier;
 
 pub use alloc::AllocatorKind;
 pub use codec::CodecKind;
@@ -68,5 +84,6 @@ pub use error::{Error, ErrorKind};
 pub use key::{Key, ObjectId};
 pub use page::{PAGE_SIZE, Page, page_hash};
 pub use pool::{PoolId, PoolKind, PoolOptions};
-pub use stats::{Maintenance, PoolStats, Put, Reclaim, Recompression, Short, Stats};
+pub use stats::{Maintenance, PoolStats, Put, Reclaim, Recompression, Short, SpillStats, Stats};
 pub use store::{Config, Store, WriteBack};
+pub use tier::{Fault, FaultRate, FaultyTier, FileTier, MemoryTier, Spill, TIER_BLOCK_BYTES, Tier};

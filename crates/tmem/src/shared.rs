@@ -1,11 +1,13 @@
 //! Shared rows: zpages that several words name, because they belong to several pools
-//! since a clone or because they hold a group of pages, each with its handle and the number of words that name it.
+//! since a clone or because they hold a group of pages. A row says where its zpage is, by a word as the index has them, and
+//! how many words of the index name the row.
 //!
 //! A row is read and moved under the lock of its part, which is taken after an index shard's lock and before the
 //! allocator's. Rows come in chunks; a chunk of which no row is used goes back to the system.
 
-use crate::alloc::{Handle, Owner};
+use crate::alloc::Owner;
 use crate::budget::Budget;
+use crate::index::Word;
 use crate::sync::{Mutex, Rank, RwLock, lock, write};
 
 const PARTS: u32 = 16;
@@ -13,7 +15,8 @@ const CHUNK: usize = 256;
 
 #[derive(Clone, Copy, Debug)]
 struct Row {
-    handle: Handle,
+    /// In RAM or spilled; nothing if the row is free.
+    zpage: Option<Word>,
     /// The index slot of the first page of a group, as long as it was not given another key: where whoever empties a frame
     /// finds the others.
     home: Owner,
@@ -21,6 +24,8 @@ struct Row {
     words: u32,
     /// The next free row of the chunk.
     next_free: u16,
+    /// Pages that a group was made of.
+    pages: u8,
 }
 
 const NO_ROW: u16 = u16::MAX;
@@ -61,6 +66,11 @@ impl SharedTable {
         *next
     }
 
+    /// The numbers of all parts.
+    pub(crate) fn parts(&self) -> std::ops::Range<u32> {
+        0..PARTS
+    }
+
     /// The part of a row: its low bits.
     pub(crate) fn part(&self, part: u32) -> &RwLock<Rows> {
         &self.parts[(part % PARTS) as usize]
@@ -71,8 +81,8 @@ impl SharedTable {
         write(self.part(row)).row_mut(row).words += 1;
     }
 
-    /// One word fewer names the row. The handle of a row that nobody names any more is the caller's to free.
-    pub(crate) fn remove_word(&self, row: u32, budget: &Budget) -> Option<Handle> {
+    /// One word fewer names the row. The zpage of a row that nobody names any more is the caller's to free.
+    pub(crate) fn remove_word(&self, row: u32, budget: &Budget) -> Option<Word> {
         write(self.part(row)).remove_word(row, budget)
     }
 }
@@ -83,16 +93,15 @@ impl Rows {
         (at / CHUNK, at % CHUNK)
     }
 
-    /// The zpage of a row that a word names.
-    pub(crate) fn handle(&self, row: u32) -> Handle {
+    /// Where the zpage of a row is that a word names.
+    pub(crate) fn zpage(&self, row: u32) -> Word {
         self.find(row).expect("a word names the row")
     }
 
-    /// The zpage of a row, if it is used.
-    pub(crate) fn find(&self, row: u32) -> Option<Handle> {
+    /// Where the zpage of a row is, if it is used.
+    pub(crate) fn find(&self, row: u32) -> Option<Word> {
         let (chunk, at) = Self::split(row);
-        let row = self.chunks.get(chunk)?.as_ref()?.rows[at];
-        (row.words > 0).then_some(row.handle)
+        self.chunks.get(chunk)?.as_ref()?.rows[at].zpage
     }
 
     fn row_mut(&mut self, row: u32) -> &mut Row {
@@ -101,8 +110,21 @@ impl Rows {
     }
 
     /// Notes where the zpage is now.
-    pub(crate) fn set_handle(&mut self, row: u32, handle: Handle) {
-        self.row_mut(row).handle = handle;
+    pub(crate) fn set_zpage(&mut self, row: u32, zpage: Word) {
+        self.row_mut(row).zpage = Some(zpage);
+    }
+
+    /// Pages that a group was made of.
+    pub(crate) fn pages(&self, row: u32) -> u8 {
+        let (chunk, at) = Self::split(row);
+        self.chunks[chunk].as_ref().expect("a word names the row").rows[at].pages
+    }
+
+    /// The rows from `from` on that are used, by their numbers, and where their zpages are. `part` is the number of this part.
+    pub(crate) fn iter_from(&self, part: u32, from: u32) -> impl Iterator<Item = (u32, Word)> {
+        let first = from.saturating_sub(part).div_ceil(PARTS);
+        let rows = (first as usize..self.chunks.len() * CHUNK).map(move |at| at as u32 * PARTS + part);
+        rows.filter_map(|row| Some((row, self.find(row)?)))
     }
 
     /// Where a group was made, if the row is one's and used.
@@ -119,21 +141,22 @@ impl Rows {
     }
 
     /// A new row of a group, named by `words` words in the leaf of `home`. `part` is the number of this part.
-    pub(crate) fn add_group(&mut self, part: u32, handle: Handle, words: u32, home: Owner, budget: &Budget) -> u32 {
-        let row = self.add(part, handle, words, budget);
-        self.row_mut(row).home = home;
-        row
+    pub(crate) fn add_group(&mut self, part: u32, zpage: Word, words: u32, home: Owner, budget: &Budget) -> u32 {
+        let number = self.add(part, zpage, words, budget);
+        let row = self.row_mut(number);
+        (row.home, row.pages) = (home, words as u8);
+        number
     }
 
     /// A new row, named by `words` words. `part` is the number of this part.
-    pub(crate) fn add(&mut self, part: u32, handle: Handle, words: u32, budget: &Budget) -> u32 {
+    pub(crate) fn add(&mut self, part: u32, zpage: Word, words: u32, budget: &Budget) -> u32 {
         let number = self.free_chunk(budget);
         let chunk = self.chunks[number].as_mut().expect("chosen because it is there");
         let at = chunk.first_free;
         let row = &mut chunk.rows[at as usize];
         chunk.first_free = row.next_free;
         chunk.used += 1;
-        (row.handle, row.words, row.home) = (handle, words, NO_HOME);
+        (row.zpage, row.words, row.home, row.pages) = (Some(zpage), words, NO_HOME, 1);
         let at = number * CHUNK + at as usize;
         u32::try_from(at).expect("fewer rows than words") * PARTS + part
     }
@@ -156,7 +179,7 @@ impl Rows {
         self.search_from
     }
 
-    fn remove_word(&mut self, row: u32, budget: &Budget) -> Option<Handle> {
+    fn remove_word(&mut self, row: u32, budget: &Budget) -> Option<Word> {
         let (number, at) = Self::split(row);
         let chunk = self.chunks[number].as_mut().expect("a word names the row");
         let row = &mut chunk.rows[at];
@@ -164,7 +187,7 @@ impl Rows {
         if row.words > 0 {
             return None;
         }
-        let handle = row.handle;
+        let zpage = row.zpage.take();
         row.next_free = chunk.first_free;
         chunk.first_free = at as u16;
         chunk.used -= 1;
@@ -173,7 +196,7 @@ impl Rows {
             self.chunks[number] = None;
             self.recharge(budget);
         }
-        Some(handle)
+        zpage
     }
 
     fn recharge(&mut self, budget: &Budget) {
@@ -187,9 +210,10 @@ impl Rows {
 impl Chunk {
     fn new() -> Self {
         let row = |at: usize| Row {
-            handle: Handle::untagged(0),
+            zpage: None,
             home: NO_HOME,
             words: 0,
+            pages: 0,
             next_free: if at + 1 < CHUNK { at as u16 + 1 } else { NO_ROW },
         };
         Self { rows: Box::new(std::array::from_fn(row)), first_free: 0, used: 0 }
@@ -199,22 +223,23 @@ impl Chunk {
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
+    use crate::alloc::Handle;
     use crate::sync::read;
 
     #[test]
     fn rows_come_back_and_chunks_go_back() {
         let budget = Budget::new(1 << 30);
         let table = SharedTable::new();
-        let rows: Vec<u32> =
-            (0..1000u64).map(|i| write(table.part(3)).add(3, Handle::untagged(i * 8), 2, &budget)).collect();
+        let zpage = |i: usize| Word::ram(Handle::untagged(i as u64 * 8));
+        let rows: Vec<u32> = (0..1000).map(|i| write(table.part(3)).add(3, zpage(i), 2, &budget)).collect();
         assert!(budget.used() >= 1000 * size_of::<Row>() as u64);
         for (i, row) in rows.iter().enumerate() {
             assert_eq!(row % PARTS, 3);
-            assert_eq!(read(table.part(*row)).handle(*row), Handle::untagged(i as u64 * 8));
+            assert_eq!(read(table.part(*row)).zpage(*row), zpage(i));
             assert_eq!(table.remove_word(*row, &budget), None);
         }
         for (i, row) in rows.iter().enumerate() {
-            assert_eq!(table.remove_word(*row, &budget), Some(Handle::untagged(i as u64 * 8)));
+            assert_eq!(table.remove_word(*row, &budget), Some(zpage(i)));
             assert_eq!(read(table.part(*row)).find(*row), None);
         }
         assert!(budget.used() < 1000);

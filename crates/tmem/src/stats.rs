@@ -60,6 +60,50 @@ pub struct Stats {
     pub moved_bytes: u64,
     /// Pages that were found damaged.
     pub corrupt: u64,
+    /// The spill file; all zero if there is none.
+    pub spill: SpillStats,
+}
+
+/// Figures of the spill file. Counters run from its opening.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct SpillStats {
+    /// Zpages that live in it.
+    pub zpages: u64,
+    /// Bytes of those, with heads and seals.
+    pub live_bytes: u64,
+    /// Bytes of the file that were written and not given back.
+    pub file_bytes: u64,
+    /// What the file may grow to.
+    pub bytes_max: u64,
+    /// Zpages that were moved from RAM to the file, or from one place in it to another.
+    pub spilled: u64,
+    /// Zpages that were read from it for a get or a comparison.
+    pub fetched: u64,
+    /// Those among them that came back to RAM.
+    pub promoted: u64,
+    /// Writes.
+    pub writes: u64,
+    /// Bytes that were written.
+    pub written_bytes: u64,
+    /// Writes that failed. No page is lost by that.
+    pub write_failures: u64,
+    /// Reads that failed.
+    pub read_failures: u64,
+    /// Records that are not what was written.
+    pub damaged: u64,
+    /// Zpages that changed while they were being written.
+    pub lost_races: u64,
+    /// Times that there was no room for another segment.
+    pub full: u64,
+    /// Segments whose space was given back.
+    pub discards: u64,
+    /// Segments whose space could not be given back.
+    pub discard_failures: u64,
+    /// Segments that were cleaned.
+    pub cleaned: u64,
+    /// Zpages that cleaning moved.
+    pub moved: u64,
 }
 
 /// Figures of one pool.
@@ -92,6 +136,8 @@ pub struct Reclaim {
     pub evicted: u64,
     /// Persistent pages that were handed to their owner.
     pub written_back: u64,
+    /// Persistent zpages that went to the spill file.
+    pub spilled: u64,
     /// Zpages that were moved to close holes.
     pub moved: u64,
     /// Pages that were let stay because they were used or because their pool is below its share.
@@ -116,8 +162,10 @@ pub struct Reclaim {
 pub enum Short {
     /// There is no page left to take.
     Empty,
-    /// What is left is persistent, and there is no owner to write it back to.
+    /// What is left is persistent, and there is neither a spill file nor an owner to write it back to.
     Persistent,
+    /// What is left is persistent, and the spill file is full or failing.
+    Spill,
     /// What is left is persistent, and its owner declined some of it.
     Declined,
     /// What is left is shared, damaged or changing too fast, or its frames hold other pages as well.

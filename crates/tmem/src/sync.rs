@@ -12,8 +12,8 @@ use order::{Held, Place};
 #[cfg(not(loom))]
 use std::sync as base;
 
-/// For states on which an order of operations depends; counters are the standard library's.
-pub(crate) use base::atomic::AtomicU32;
+/// For states on which an order of operations depends; mere counters are the standard library's.
+pub(crate) use base::atomic::{AtomicU32, AtomicU64};
 
 const POISONED: &str = "a thread panicked inside the store, which may be inconsistent";
 
@@ -24,6 +24,10 @@ pub(crate) enum Rank {
     Walk,
     /// A context for packing: held by a put until its page is stored, and so while it makes room.
     Packer,
+    /// The writer of the spill file, held while a batch is gathered, written and committed.
+    Writer,
+    /// A buffer for reading from the spill file.
+    Fetcher,
     /// A shard of the index.
     Shard,
     /// The number of the part that takes the next new shared rows.
@@ -159,8 +163,8 @@ mod order {
 
     /// The last rank of a set.
     fn last(held: u32) -> Option<Rank> {
-        use Rank::{Books, Directory, Expander, NextRows, Packer, Rows, Shard, Walk};
-        let all = [Books, Expander, Directory, Rows, NextRows, Shard, Packer, Walk];
+        use Rank::{Books, Directory, Expander, Fetcher, NextRows, Packer, Rows, Shard, Walk, Writer};
+        let all = [Books, Expander, Directory, Rows, NextRows, Shard, Fetcher, Writer, Packer, Walk];
         all.into_iter().find(|rank| held & bit(*rank) != 0)
     }
 }

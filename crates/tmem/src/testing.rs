@@ -116,6 +116,17 @@ pub fn expand_any(encoding: u8, payload: &[u8]) -> bool {
     }
 }
 
+/// Reads any bytes as if they were a segment of a spill file, opens each record, and expands it whether its seal is right or
+/// not. Says how many records there were. For the fuzzer.
+pub fn read_segment_any(bytes: &mut [u8]) -> usize {
+    let mut records = 0;
+    crate::tier::walk_any(bytes, |encoding, payload| {
+        records += 1;
+        expand_any(encoding, payload);
+    });
+    records
+}
+
 /// A codec by itself, with its context but without a store: what the store's own time is measured against.
 pub struct BareCodec {
     packer: Box<dyn crate::codec::Pack>,

@@ -1,7 +1,9 @@
-//! What threads do not have to share: a number each, and counters that they add to without meeting.
+//! What threads do not have to share: a number each, slots that they keep to, and counters that they add to without meeting.
 
 use std::cell::Cell;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+
+use crate::sync::{Mutex, MutexGuard, lock, try_lock};
 
 const STRIPES: usize = 16;
 
@@ -15,6 +17,17 @@ pub(crate) fn thread_number() -> usize {
         }
         number.get()
     })
+}
+
+/// A free slot: the thread's own one, or the next that is free, or else its own as soon as it becomes free.
+pub(crate) fn own_slot<T>(slots: &[Mutex<T>]) -> MutexGuard<'_, T> {
+    let own = thread_number() % slots.len();
+    for distance in 0..slots.len() {
+        if let Some(slot) = try_lock(&slots[(own + distance) % slots.len()]) {
+            return slot;
+        }
+    }
+    lock(&slots[own])
 }
 
 /// Gets and hits, counted in one of sixteen places each.

@@ -7,7 +7,10 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use loom::sync::{Arc, Mutex};
-use tmem::{AllocatorKind, CodecKind, Config, Key, PAGE_SIZE, Page, PoolId, PoolKind, PoolOptions, Store, WriteBack};
+use tmem::{
+    AllocatorKind, CodecKind, Config, Key, MemoryTier, PAGE_SIZE, Page, PoolId, PoolKind, PoolOptions, Spill, Store,
+    WriteBack,
+};
 
 fn page(version: u8) -> Page {
     let mut page = [0; PAGE_SIZE];
@@ -364,5 +367,198 @@ fn a_put_during_recompression_wins() {
         );
         store.flush_range(pool, 0.into(), 0..4);
         assert_eq!(store.stats().zpages, 0);
+    });
+}
+
+/// A full store that can spill. Under loom a segment of the file is as long as a write, so that each write ends one.
+fn spilling() -> (Arc<Store>, PoolId) {
+    let (store, pool) = full(PoolKind::Persistent);
+    store.add_spill(Spill::new(MemoryTier::new(), 4 * (64 << 10)).plain()).unwrap();
+    (store, pool)
+}
+
+/// The same after its two pages were spilled. There is no room for them to come back if `full`.
+fn spilled(full: bool) -> (Arc<Store>, PoolId) {
+    let (store, pool) = spilling();
+    store.reclaim(2, None);
+    assert_eq!((store.stats().zpages, store.stats().spill.zpages), (0, 2));
+    if full {
+        store.set_budget(1 << 20);
+    }
+    (store, pool)
+}
+
+/// Pages that are stored, wherever.
+fn zpages(store: &Store) -> u64 {
+    let stats = store.stats();
+    assert_eq!((stats.corrupt, stats.spill.damaged), (0, 0));
+    stats.zpages + stats.spill.zpages
+}
+
+#[test]
+fn a_get_during_a_spill_finds_the_page() {
+    check_with(PREEMPTIONS, || {
+        let (store, pool) = spilling();
+        let shrinker = {
+            let store = store.clone();
+            spawn(move || store.reclaim(1, None))
+        };
+        let mut out = [0; PAGE_SIZE];
+        for _ in 0..2 {
+            assert!(store.get(Key::new(pool, 0, 0), &mut out).unwrap() && out == noise(0));
+        }
+        shrinker.join().unwrap();
+        assert!(store.get(Key::new(pool, 0, 1), &mut out).unwrap() && out == noise(1));
+        assert_eq!(zpages(&store), 2);
+    });
+}
+
+#[test]
+fn a_flush_during_a_spill_is_not_undone() {
+    check_with(PREEMPTIONS, || {
+        let (store, pool) = spilling();
+        let shrinker = {
+            let store = store.clone();
+            spawn(move || store.reclaim(1, None))
+        };
+        assert!(store.flush_page(Key::new(pool, 0, 0)));
+        shrinker.join().unwrap();
+        assert!(!store.contains(Key::new(pool, 0, 0)));
+        assert_eq!(zpages(&store), 1);
+    });
+}
+
+#[test]
+fn a_put_during_a_spill_wins() {
+    check_with(PREEMPTIONS, || {
+        let (store, pool) = spilling();
+        let shrinker = {
+            let store = store.clone();
+            spawn(move || store.reclaim(1, None))
+        };
+        store.put(Key::new(pool, 0, 0), &noise(9)).unwrap();
+        shrinker.join().unwrap();
+        let mut out = [0; PAGE_SIZE];
+        assert!(store.get(Key::new(pool, 0, 0), &mut out).unwrap() && out == noise(9));
+        assert_eq!(zpages(&store), 2);
+    });
+}
+
+/// With size classes, what is put next lies where the flushed page lay: its handle is the one that the spill has seen.
+#[test]
+fn another_page_in_the_same_place_is_not_taken_for_the_one_that_was_spilled() {
+    check_with(PREEMPTIONS, || {
+        let config = Config::new(2 << 20).codec(CodecKind::Lz4).allocator(AllocatorKind::Zsmalloc).threads(1).shards(1);
+        let store = Arc::new(Store::new(config).unwrap());
+        let pool = store.create_pool(PoolKind::Persistent, PoolOptions::default()).unwrap();
+        store.put(Key::new(pool, 0, 0), &noise(0)).unwrap();
+        store.reclaim(0, None);
+        store.add_spill(Spill::new(MemoryTier::new(), 4 * (64 << 10)).plain()).unwrap();
+        let shrinker = {
+            let store = store.clone();
+            spawn(move || store.reclaim(8, None))
+        };
+        store.flush_page(Key::new(pool, 0, 0));
+        store.put(Key::new(pool, 0, 0), &noise(9)).unwrap();
+        shrinker.join().unwrap();
+        let mut out = [0; PAGE_SIZE];
+        assert!(store.get(Key::new(pool, 0, 0), &mut out).unwrap() && out == noise(9));
+        assert_eq!(zpages(&store), 1);
+    });
+}
+
+#[test]
+fn a_clone_during_a_spill_has_the_page() {
+    check_with(PREEMPTIONS, || {
+        let (store, pool) = spilling();
+        let shrinker = {
+            let store = store.clone();
+            spawn(move || store.reclaim(1, None))
+        };
+        let clone = store.clone_pool(pool).unwrap();
+        store.flush_page(Key::new(pool, 0, 0));
+        shrinker.join().unwrap();
+        let mut out = [0; PAGE_SIZE];
+        assert!(store.get(Key::new(clone, 0, 0), &mut out).unwrap() && out == noise(0));
+        assert_eq!(zpages(&store), 2);
+        store.destroy_pool(clone);
+        assert_eq!(zpages(&store), 1);
+    });
+}
+
+/// The segment that the reader reads from is drained and filled again as soon as that is allowed.
+#[test]
+fn a_get_never_reads_what_comes_later() {
+    check_with(PREEMPTIONS, || {
+        let (store, pool) = spilled(true);
+        let reader = {
+            let store = store.clone();
+            spawn(move || {
+                let mut out = [0; PAGE_SIZE];
+                store.get(Key::new(pool, 0, 0), &mut out).unwrap().then_some(out)
+            })
+        };
+        for index in 0..2 {
+            store.flush_page(Key::new(pool, 0, index));
+        }
+        for index in 0..2 {
+            // In the place of one page now lies the other one's.
+            store.put(Key::new(pool, 0, 1 - index), &noise(5 + index as u8)).unwrap();
+        }
+        store.reclaim(0, None);
+        store.reclaim(2, None);
+        assert!(store.stats().spill.spilled >= 4);
+        let page = reader.join().unwrap();
+        assert!(page.is_none_or(|page| page == noise(0) || page == noise(6)));
+        assert_eq!(zpages(&store), 2);
+    });
+}
+
+#[test]
+fn a_page_that_comes_back_while_it_is_flushed_is_gone() {
+    check_with(PREEMPTIONS, || {
+        let (store, pool) = spilled(false);
+        let reader = {
+            let store = store.clone();
+            spawn(move || {
+                let mut out = [0; PAGE_SIZE];
+                store.get(Key::new(pool, 0, 0), &mut out).unwrap().then_some(out)
+            })
+        };
+        assert!(store.flush_page(Key::new(pool, 0, 0)));
+        let page = reader.join().unwrap();
+        assert!(page.is_none_or(|page| page == noise(0)));
+        assert!(!store.contains(Key::new(pool, 0, 0)));
+        assert_eq!(zpages(&store), 1);
+    });
+}
+
+#[test]
+fn one_of_two_exclusive_gets_takes_a_spilled_page() {
+    check_with(PREEMPTIONS, || {
+        let config = Config::new(2 << 20).codec(CodecKind::Lz4).allocator(AllocatorKind::Log).threads(1).shards(1);
+        let store = Arc::new(Store::new(config).unwrap());
+        let options = PoolOptions::default().exclusive_gets(true);
+        let pool = store.create_pool(PoolKind::Persistent, options).unwrap();
+        for index in 0..2 {
+            store.put(Key::new(pool, 0, index), &noise(index as u8)).unwrap();
+        }
+        store.reclaim(0, None);
+        store.add_spill(Spill::new(MemoryTier::new(), 4 * (64 << 10)).plain()).unwrap();
+        store.reclaim(2, None);
+        assert_eq!(store.stats().spill.zpages, 2);
+        let get = move |store: &Store| {
+            let mut out = [0; PAGE_SIZE];
+            let found = store.get(Key::new(pool, 0, 0), &mut out).unwrap();
+            assert!(!found || out == noise(0));
+            u32::from(found)
+        };
+        let other = {
+            let store = store.clone();
+            spawn(move || get(&store))
+        };
+        let own = get(&store);
+        assert_eq!(own + other.join().unwrap(), 1);
+        assert_eq!(zpages(&store), 1);
     });
 }

@@ -7,8 +7,50 @@ use std::time::Duration;
 
 use tmem::testing::{Random, sample_page};
 use tmem::{
-    AllocatorKind, CodecKind, Config, Key, ObjectId, PAGE_SIZE, Page, PoolId, PoolKind, PoolOptions, Store, WriteBack,
+    AllocatorKind, CodecKind, Config, Error, Fault, FaultRate, FaultyTier, Key, MemoryTier, ObjectId, PAGE_SIZE, Page,
+    PoolId, PoolKind, PoolOptions, Spill, Store, Tier, WriteBack,
 };
+
+/// The disk that the store spills to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Disk {
+    None,
+    /// Nothing goes wrong.
+    Good,
+    /// Every operation fails now and then, and what is read is wrong now and then: no page may be lost by that.
+    Failing,
+    /// Some of what is written is not what can be read later: a page may be damaged, but never wrong.
+    Lying,
+}
+
+impl Disk {
+    /// Gives the store a tier of this kind, and says what can be done about its faults.
+    fn add_to(self, store: &Store, seed: u64) -> Vec<FaultRate> {
+        let mut rates = Vec::new();
+        let faults: &[(Fault, u64)] = match self {
+            Self::None => return rates,
+            Self::Good => &[],
+            Self::Failing => &[
+                (Fault::FailRead, 20),
+                (Fault::CorruptRead, 20),
+                (Fault::FailWrite, 10),
+                (Fault::TearWrite, 10),
+                (Fault::FailDiscard, 2),
+                (Fault::Delay(Duration::from_micros(50)), 50),
+                (Fault::Full(9 << 20), 1),
+            ],
+            Self::Lying => &[(Fault::CorruptWrite, 4), (Fault::LoseWrite, 20)],
+        };
+        let mut tier: Box<dyn Tier> = Box::new(MemoryTier::new());
+        for (number, (fault, one_in)) in faults.iter().enumerate() {
+            let faulty = FaultyTier::new(tier, *fault, *one_in, seed + number as u64);
+            rates.push(faulty.rate());
+            tier = Box::new(faulty);
+        }
+        store.add_spill(Spill::new(tier, 12 << 20)).unwrap();
+        rates
+    }
+}
 
 /// What the model knows of a pool.
 struct Pool {
@@ -27,6 +69,9 @@ struct World {
     liked: u64,
     written_back: u64,
     budget: u64,
+    disk: Disk,
+    faults: Vec<FaultRate>,
+    failed_gets: u64,
 }
 
 /// Where persistent pages go: remembers them until the model has compared them.
@@ -59,11 +104,14 @@ const BUDGET: u64 = 2 << 20;
 const INDEXES: u64 = 300;
 
 impl World {
-    fn new(seed: u64, codec: CodecKind, allocator: AllocatorKind) -> Self {
-        println!("seed {seed:#x}, {codec:?}, {allocator:?}");
+    fn new(seed: u64, codec: CodecKind, allocator: AllocatorKind, disk: Disk) -> Self {
+        println!("seed {seed:#x}, {codec:?}, {allocator:?}, {disk:?}");
         let config = Config::new(BUDGET).codec(codec).allocator(allocator).threads(1);
         let mut world = Self {
             random: Random::new(seed),
+            faults: Vec::new(),
+            disk,
+            failed_gets: 0,
             store: Store::new(config).unwrap(),
             pools: Vec::new(),
             dead: Vec::new(),
@@ -72,8 +120,19 @@ impl World {
             written_back: 0,
             budget: BUDGET,
         };
+        world.faults = disk.add_to(&world.store, seed);
         world.create();
         world
+    }
+
+    /// A get may fail if the disk does, and leaves everything as it is.
+    fn assert_excused(&self, error: &Error) {
+        let excused = match self.disk {
+            Disk::None | Disk::Good => false,
+            Disk::Failing => error.is_spill() || error.is_corrupt(),
+            Disk::Lying => error.is_corrupt(),
+        };
+        assert!(excused, "{error}");
     }
 
     fn create(&mut self) {
@@ -110,7 +169,7 @@ impl World {
             952..=959 => self.rekey(),
             960..=968 => drop(self.store.maintain()),
             969 => drop(self.store.trim()),
-            970..=972 => drop(self.store.recompress(Duration::from_micros(200))),
+            970..=972 => self.recompress(),
             973 => self.reclaim(),
             974 => drop(self.store.balance(None)),
             975..=977 if self.pools.len() < 5 => self.create(),
@@ -119,6 +178,14 @@ impl World {
             980 => self.freeze(),
             981 => self.resize(),
             _ => self.dead_pool(),
+        }
+    }
+
+    /// Before a page is spilled, two walks have to find it unread.
+    fn recompress(&self) {
+        let walks = if self.disk == Disk::None { 1 } else { 10 };
+        for _ in 0..walks {
+            self.store.recompress(Duration::from_micros(200));
         }
     }
 
@@ -169,7 +236,14 @@ impl World {
         let key = Key { pool: *id, object, index };
         let mut out = [0x5a; PAGE_SIZE];
         let expected = pool.pages.get(&(object, index));
-        let found = self.store.get(key, &mut out).unwrap();
+        let found = match self.store.get(key, &mut out) {
+            Ok(found) => found,
+            Err(error) => {
+                assert!(expected.is_some());
+                self.failed_gets += 1;
+                return self.assert_excused(&error);
+            }
+        };
         match expected {
             Some(page) if found => assert_eq!(out, *page),
             Some(_) => assert_eq!(pool.kind, PoolKind::Ephemeral, "a persistent page is lost"),
@@ -179,7 +253,7 @@ impl World {
             pool.pages.remove(&(object, index));
             assert!(!self.store.contains(key));
         } else {
-            assert!(self.store.matches(key, &out));
+            assert!(self.store.matches(key, &out) || !self.faults.is_empty());
             out[77] ^= 1;
             assert!(!self.store.matches(key, &out));
         }
@@ -321,7 +395,25 @@ impl World {
         assert!(self.store.clone_pool(pool).unwrap_err().is_no_pool());
     }
 
+    /// Whether a page cannot be read because of a disk that lies.
+    fn is_damaged(&self, key: Key) -> bool {
+        let answer = self.store.get(key, &mut [0; PAGE_SIZE]);
+        self.disk == Disk::Lying && answer.is_err_and(|error| error.is_corrupt())
+    }
+
+    fn set_faults(&self, on: bool) {
+        let one_in = if on { 20 } else { 0 };
+        self.faults.iter().for_each(|fault| fault.set(one_in));
+    }
+
+    /// Compares everything, while the disk works.
     fn assert_valid(&self) {
+        self.set_faults(false);
+        self.compare();
+        self.set_faults(true);
+    }
+
+    fn compare(&self) {
         let stats = self.store.stats();
         let mut persistent = 0;
         let mut all = 0;
@@ -332,7 +424,8 @@ impl World {
                 assert_eq!(pages, pool.pages.len() as u64);
                 persistent += pages;
                 for ((object, index), page) in &pool.pages {
-                    assert!(self.store.matches(Key { pool: *id, object: *object, index: *index }, page));
+                    let key = Key { pool: *id, object: *object, index: *index };
+                    assert!(self.store.matches(key, page) || self.is_damaged(key));
                 }
             }
         }
@@ -341,15 +434,16 @@ impl World {
         assert!(stats.zpages <= stats.pages);
         assert!(stats.frame_bytes >= stats.zpage_bytes);
         assert!(stats.memory_bytes >= stats.frame_bytes);
-        assert_eq!(stats.corrupt, 0);
+        assert!(stats.corrupt == 0 || !self.faults.is_empty());
         // Lowering the budget, clones and re-keys may overshoot by what their entries take.
         assert!(stats.memory_bytes <= BUDGET + (64 << 10), "{stats:?}");
     }
 }
 
-/// Runs a world to its end and says whether it was hard: pages were refused, dropped, written back, moved and grouped.
-fn run(seed: u64, codec: CodecKind, allocator: AllocatorKind, steps: usize) -> bool {
-    let mut world = World::new(seed, codec, allocator);
+/// Runs a world to its end and says whether it was hard: pages were refused, dropped, moved and grouped, and written back or
+/// spilled.
+fn run(seed: u64, codec: CodecKind, allocator: AllocatorKind, disk: Disk, steps: usize) -> bool {
+    let mut world = World::new(seed, codec, allocator, disk);
     for step in 0..steps {
         world.step();
         if step % 500 == 0 {
@@ -358,15 +452,24 @@ fn run(seed: u64, codec: CodecKind, allocator: AllocatorKind, steps: usize) -> b
     }
     world.assert_valid();
     let stats = world.store.stats();
-    println!("{stats:?}");
-    let hard = [world.refused, world.liked, world.written_back, stats.evictions, stats.moves, stats.recompressed];
-    let hard = hard.iter().all(|count| *count > 0);
+    println!("{} gets failed, {stats:?}", world.failed_gets);
+    let hard = [world.liked, stats.evictions, stats.moves];
+    let spill = stats.spill;
+    let of_disk = match disk {
+        Disk::None => vec![world.refused, world.written_back, stats.recompressed],
+        Disk::Good => vec![spill.spilled, spill.fetched, spill.promoted],
+        Disk::Failing => vec![spill.spilled, spill.write_failures, spill.read_failures, spill.damaged, spill.promoted],
+        Disk::Lying => vec![spill.spilled, spill.damaged, world.failed_gets],
+    };
+    let hard = hard.into_iter().chain(of_disk).all(|count| count > 0);
     for (id, _) in world.pools.drain(..) {
         world.store.destroy_pool(id);
     }
     while world.store.maintain().more {}
     let stats = world.store.stats();
     assert_eq!((stats.pages, stats.zpages, stats.zpage_bytes), (0, 0, 0));
+    assert_eq!((stats.spill.zpages, stats.spill.live_bytes), (0, 0));
+    assert!(stats.spill.file_bytes <= 1 << 20, "{stats:?}");
     assert!(stats.memory_bytes < 1 << 20, "{stats:?}");
     hard
 }
@@ -384,20 +487,50 @@ const ALLOCATORS: [AllocatorKind; 4] =
 #[test]
 fn lz4_store_behaves_like_the_model() {
     for allocator in ALLOCATORS {
-        assert!(run(1, CodecKind::Lz4, allocator, 30_000), "the run was too easy");
+        assert!(run(1, CodecKind::Lz4, allocator, Disk::None, 30_000), "the run was too easy");
     }
 }
 
 #[test]
 fn zstd_store_behaves_like_the_model() {
     for allocator in ALLOCATORS {
-        assert!(run(2, CodecKind::default(), allocator, 90_000), "the run was too easy");
+        assert!(run(2, CodecKind::default(), allocator, Disk::None, 90_000), "the run was too easy");
     }
 }
 
 #[test]
 fn a_new_seed_each_time() {
     for allocator in ALLOCATORS {
-        run(seed(), CodecKind::default(), allocator, 30_000);
+        run(seed(), CodecKind::default(), allocator, Disk::None, 30_000);
+    }
+}
+
+#[test]
+fn a_store_that_spills_behaves_like_the_model() {
+    for allocator in ALLOCATORS {
+        assert!(run(3, CodecKind::default(), allocator, Disk::Good, 25_000), "the run was too easy");
+    }
+}
+
+#[test]
+fn a_failing_disk_loses_nothing() {
+    for allocator in ALLOCATORS {
+        assert!(run(4, CodecKind::default(), allocator, Disk::Failing, 25_000), "the run was too easy");
+    }
+}
+
+#[test]
+fn a_lying_disk_is_found_out() {
+    for allocator in ALLOCATORS {
+        assert!(run(5, CodecKind::default(), allocator, Disk::Lying, 25_000), "the run was too easy");
+    }
+}
+
+#[test]
+fn any_disk_with_a_new_seed() {
+    for (allocator, disk) in
+        ALLOCATORS.into_iter().flat_map(|a| [Disk::Good, Disk::Failing, Disk::Lying].map(|d| (a, d)))
+    {
+        run(seed(), CodecKind::default(), allocator, disk, 10_000);
     }
 }

@@ -11,8 +11,8 @@ use super::{
 use crate::budget::Budget;
 use crate::error::{Error, ErrorKind};
 use crate::page::Page;
-use crate::sync::{Mutex, MutexGuard, Rank, lock, try_lock};
-use crate::threads::thread_number;
+use crate::sync::{Mutex, Rank, try_lock};
+use crate::threads::own_slot;
 
 /// A packing context with room for its result.
 pub(crate) struct Packer {
@@ -57,6 +57,11 @@ impl Contexts {
             packers: (0..threads).map(|_| Mutex::new(Rank::Packer, None)).collect(),
             expanders: (0..threads).map(|_| Mutex::new(Rank::Expander, None)).collect(),
         }
+    }
+
+    /// Pages that can be in flight each way.
+    pub(crate) fn threads(&self) -> usize {
+        self.packers.len()
     }
 
     /// Runs `with` on a packer that nobody else uses meanwhile.
@@ -128,15 +133,4 @@ impl Contexts {
 
 fn no_memory() -> Error {
     ErrorKind::System { what: "memory for a codec context", source: std::io::ErrorKind::OutOfMemory.into() }.into()
-}
-
-/// A free slot: the thread's own one, or the next that is free, or else its own as soon as it becomes free.
-fn own_slot<T>(slots: &[Mutex<T>]) -> MutexGuard<'_, T> {
-    let own = thread_number() % slots.len();
-    for distance in 0..slots.len() {
-        if let Some(slot) = try_lock(&slots[(own + distance) % slots.len()]) {
-            return slot;
-        }
-    }
-    lock(&slots[own])
 }

@@ -19,11 +19,6 @@ pub(super) const GROUP_BYTES: usize = GROUP_PAGES * PAGE_SIZE;
 /// Level 1: what level 3 wins on some pages it loses on others, and higher levels take five times as long for 3 %.
 const LEVEL: i32 = 1;
 
-/// How many pages the group of a payload has.
-pub(crate) fn pages_of(payload: &[u8]) -> usize {
-    payload.first().map_or(0, |pages| usize::from(*pages))
-}
-
 /// A packing context with room for the pages and for their packed form.
 pub(crate) struct GroupPacker {
     context: CCtx<'static>,

@@ -10,6 +10,7 @@ pub(crate) mod shard;
 mod word;
 
 pub(crate) use directory::Directory;
+pub(crate) use leaf::Leaf;
 pub(crate) use shard::{Shard, Shards};
 pub(crate) use word::{LEAVES_MAX, Place, SHARDS_MAX, Slot, Word};
 

@@ -1,19 +1,23 @@
 //! The tagged word of the index, and the owner bits in the header of a zpage.
 
+use std::num::NonZeroU64;
+
 use crate::alloc::{Handle, OWNER_BITS, Owner};
 use crate::codec::GROUP_PAGES;
+use crate::tier::Extent;
 
 /// What the index knows of one page. The low three bits say how to read the others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Word(u64);
+pub(crate) struct Word(NonZeroU64);
 
 const TAG_BITS: u32 = Handle::TAG_BITS;
 const TAG: u64 = (1 << TAG_BITS) - 1;
-// Tag 0 is kept for "nothing", which never stands in a leaf.
+// Tag 0 is kept for "nothing", so that a word that may be missing takes no more room than one that is there.
 const TAG_RAM: u64 = 1;
 const TAG_FILL: u64 = 2;
 const TAG_SHARED: u64 = 3;
 const TAG_MEMBER: u64 = 4;
+const TAG_SPILLED: u64 = 5;
 const POSITION_BITS: u32 = GROUP_PAGES.trailing_zeros();
 
 /// A word, read.
@@ -21,6 +25,8 @@ const POSITION_BITS: u32 = GROUP_PAGES.trailing_zeros();
 pub(crate) enum Place {
     /// A zpage of this entry alone.
     Ram(Handle),
+    /// A zpage of this entry alone, in the spill file.
+    Spilled(Extent),
     /// Eight bytes that fill the page; there is no zpage.
     Fill(u64),
     /// A row of the shared table.
@@ -30,32 +36,42 @@ pub(crate) enum Place {
 }
 
 impl Word {
+    fn new(bits: u64) -> Self {
+        Self(NonZeroU64::new(bits).expect("no tag is zero"))
+    }
+
     pub(crate) fn ram(handle: Handle) -> Self {
-        Self(handle.tagged(TAG_RAM))
+        Self::new(handle.tagged(TAG_RAM))
+    }
+
+    pub(crate) fn spilled(extent: Extent) -> Self {
+        Self::new(extent.to_bits() << TAG_BITS | TAG_SPILLED)
     }
 
     /// `None` when the pattern needs its upper three bits; such a page is stored as a zpage of eight bytes.
     pub(crate) fn fill(pattern: u64) -> Option<Self> {
-        (pattern << TAG_BITS >> TAG_BITS == pattern).then_some(Self(pattern << TAG_BITS | TAG_FILL))
+        (pattern << TAG_BITS >> TAG_BITS == pattern).then(|| Self::new(pattern << TAG_BITS | TAG_FILL))
     }
 
     pub(crate) fn shared(row: u32) -> Self {
-        Self(u64::from(row) << TAG_BITS | TAG_SHARED)
+        Self::new(u64::from(row) << TAG_BITS | TAG_SHARED)
     }
 
     pub(crate) fn member(row: u32, position: usize) -> Self {
         debug_assert!(position < GROUP_PAGES);
-        Self((u64::from(row) << POSITION_BITS | position as u64) << TAG_BITS | TAG_MEMBER)
+        Self::new((u64::from(row) << POSITION_BITS | position as u64) << TAG_BITS | TAG_MEMBER)
     }
 
     pub(crate) fn place(self) -> Place {
-        match self.0 & TAG {
-            TAG_RAM => Place::Ram(Handle::untagged(self.0)),
-            TAG_FILL => Place::Fill(self.0 >> TAG_BITS),
-            TAG_SHARED => Place::Shared((self.0 >> TAG_BITS) as u32),
+        let bits = self.0.get();
+        match bits & TAG {
+            TAG_RAM => Place::Ram(Handle::untagged(bits)),
+            TAG_SPILLED => Place::Spilled(Extent::from_bits(bits >> TAG_BITS)),
+            TAG_FILL => Place::Fill(bits >> TAG_BITS),
+            TAG_SHARED => Place::Shared((bits >> TAG_BITS) as u32),
             TAG_MEMBER => Place::Member {
-                row: (self.0 >> (TAG_BITS + POSITION_BITS)) as u32,
-                position: (self.0 >> TAG_BITS) as usize % GROUP_PAGES,
+                row: (bits >> (TAG_BITS + POSITION_BITS)) as u32,
+                position: (bits >> TAG_BITS) as usize % GROUP_PAGES,
             },
             tag => unreachable!("no word carries the tag {tag}"),
         }
@@ -107,17 +123,20 @@ impl From<Owner> for Slot {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::codec::Encoding;
 
     #[test]
     fn words_and_owners_survive_packing() {
         for place in [
             Place::Ram(Handle::untagged(8 << 40)),
+            Place::Spilled(Extent::new(31 << 40, 30_000, Encoding::Zstd)),
             Place::Fill(77),
             Place::Shared(u32::MAX),
             Place::Member { row: u32::MAX, position: 5 },
         ] {
             let word = match place {
                 Place::Ram(handle) => Word::ram(handle),
+                Place::Spilled(extent) => Word::spilled(extent),
                 Place::Fill(pattern) => Word::fill(pattern).unwrap(),
                 Place::Shared(row) => Word::shared(row),
                 Place::Member { row, position } => Word::member(row, position),

@@ -2,11 +2,10 @@
 
 use std::sync::atomic::Ordering::Relaxed;
 
-use super::Store;
-use crate::alloc::Allocator;
+use super::{Fetch, Store};
 use crate::budget::Purpose;
 use crate::error::{Error, ErrorKind};
-use crate::index::{LEAF_SLOTS, LeafKey, Place, Shard, Slot, Word};
+use crate::index::{LEAF_SLOTS, Leaf, LeafKey, Place, Shard, Slot, Word};
 use crate::key::Key;
 use crate::page::{PAGE_SIZE, Page};
 use crate::pool::{PoolId, PoolKind, PoolOptions, PoolSlot, PoolState};
@@ -61,39 +60,13 @@ impl Store {
     /// nothing changes, also not when the budget has no room for another name. For pages that forked processes still have in
     /// common.
     pub fn put_like(&self, key: Key, page: &Page, like: Key) -> bool {
-        let named_twice = |store: &Self| {
-            let (_, pool) = store.pool(like.pool).filter(|(state, _)| state.kind() == PoolKind::Persistent)?;
-            let (leaf_key, slot) = LeafKey::of(like);
-            let hash = store.shards.hasher.hash(&leaf_key);
-            let mut shard = write(store.shards.get(store.shards.number(hash)));
-            let leaf = shard.find(hash, &leaf_key)?;
-            let leaf = shard.leaf_mut(leaf)?;
-            let word = leaf.get(slot)?;
-            let mut stored = [0; PAGE_SIZE];
-            store.expand_word(word, false, &mut stored).ok().filter(|()| stored == *page)?;
-            match word.place() {
-                Place::Fill(_) => Some(word),
-                Place::Shared(row) | Place::Member { row, .. } => {
-                    store.shared.add_word(row);
-                    Some(word)
-                }
-                Place::Ram(handle) => {
-                    let part = store.shared.next_part();
-                    let row = write(store.shared.part(part)).add(part, handle, 2, &store.budget);
-                    store.zpages.set_owner(handle, Slot::Shared(row).into());
-                    pool.bytes.fetch_sub(store.zpages.payload_bytes(handle).into(), Relaxed);
-                    leaf.replace(slot, Word::shared(row));
-                    Some(Word::shared(row))
-                }
-            }
-        };
         let usable = |(state, _): &(PoolState, &PoolSlot)| state.kind() == PoolKind::Persistent && !state.frozen();
         /// A row, a leaf, and their share of tables.
         const NAME_BYTES: u64 = 512;
         if self.pool(key.pool).filter(usable).is_none() || !self.budget.has_room(NAME_BYTES, Purpose::Admit) {
             return false;
         }
-        let Some(word) = named_twice(self) else {
+        let Some(word) = self.second_name(page, like) else {
             return false;
         };
         let (leaf_key, slot) = LeafKey::of(key);
@@ -110,6 +83,51 @@ impl Store {
         self.set_word(&mut shard, leaf, slot, word, pool);
         shard.counters.puts += 1;
         true
+    }
+
+    /// A word that names the stored copy of this page under `like` once more, if there is one.
+    fn second_name(&self, page: &Page, like: Key) -> Option<Word> {
+        let (_, pool) = self.pool(like.pool).filter(|(state, _)| state.kind() == PoolKind::Persistent)?;
+        let (leaf_key, slot) = LeafKey::of(like);
+        let hash = self.shards.hasher.hash(&leaf_key);
+        let mut fetched: Option<Fetch<'_>> = None;
+        loop {
+            let mut shard = write(self.shards.get(self.shards.number(hash)));
+            let leaf = shard.find(hash, &leaf_key)?;
+            let word = shard.leaf(leaf)?.get(slot)?;
+            if !fetched.as_ref().is_some_and(|fetch| self.leads_to(word, fetch)) {
+                let mut stored = [0; PAGE_SIZE];
+                let fetch = self.expand_word(word, false, &mut stored).ok()?;
+                if let Some(fetch) = fetch {
+                    // Compared without the lock, and named if it is still the same one.
+                    drop(shard);
+                    self.fetch(&fetch, &mut stored).ok().filter(|()| stored == *page)?;
+                    fetched = Some(fetch);
+                    continue;
+                }
+                Some(()).filter(|()| stored == *page)?;
+            }
+            return Some(self.name_again(shard.leaf_mut(leaf)?, slot, word, pool));
+        }
+    }
+
+    /// One more name for what a word of a leaf names, which becomes a shared row if it was not.
+    fn name_again(&self, leaf: &mut Leaf, slot: u32, word: Word, pool: &PoolSlot) -> Word {
+        match word.place() {
+            Place::Fill(_) => word,
+            Place::Shared(row) | Place::Member { row, .. } => {
+                self.shared.add_word(row);
+                word
+            }
+            Place::Ram(_) | Place::Spilled(_) => {
+                let part = self.shared.next_part();
+                let row = write(self.shared.part(part)).add(part, word, 2, &self.budget);
+                self.set_owner(word, Slot::Shared(row));
+                pool.bytes.fetch_sub(self.payload_bytes(word).into(), Relaxed);
+                leaf.replace(slot, Word::shared(row));
+                Word::shared(row)
+            }
+        }
     }
 
     /// Finds the next leaf of the pool in a shard, from `*next` on, makes all its zpages shared, with one more name each, and
@@ -137,10 +155,10 @@ impl Store {
         let mut rows = write(self.shared.part(part));
         let mut own_bytes = 0;
         for (slot, word) in leaf.iter_mut() {
-            if let Place::Ram(handle) = word.place() {
-                own_bytes += u64::from(self.zpages.payload_bytes(handle));
-                let row = rows.add(part, handle, 2, &self.budget);
-                self.zpages.set_owner(handle, Slot::Shared(row).into());
+            if let Place::Ram(_) | Place::Spilled(_) = word.place() {
+                own_bytes += u64::from(self.payload_bytes(*word));
+                let row = rows.add(part, *word, 2, &self.budget);
+                self.set_owner(*word, Slot::Shared(row));
                 *word = Word::shared(row);
             }
             copied.words[slot as usize] = Some(*word);

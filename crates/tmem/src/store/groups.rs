@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use super::Store;
 use crate::alloc::{Allocator, Class, Handle, NewZpage, Owner, Queue, Tenant};
 use crate::budget::Purpose;
-use crate::codec::{Encoding, GROUP_PAGES, GROUP_PAGES_MIN, GroupPacker, PACKED_BYTES_MAX, pages_of};
+use crate::codec::{Encoding, GROUP_PAGES, GROUP_PAGES_MIN, GroupPacker, PACKED_BYTES_MAX};
 use crate::index::{LEAF_SLOTS, LeafKey, Place, Shard, Slot, Word};
 use crate::page::{PAGE_SIZE, Page, payload_check};
 use crate::pool::PoolSlot;
@@ -202,7 +202,8 @@ impl Store {
             return;
         };
         let part = self.shared.next_part();
-        let row = write(self.shared.part(part)).add_group(part, handle, members.len() as u32, home, &self.budget);
+        let row =
+            write(self.shared.part(part)).add_group(part, Word::ram(handle), members.len() as u32, home, &self.budget);
         self.zpages.set_owner(handle, Slot::Shared(row).into());
         let pool = self.pools.slot(key.pool).expect("a pool with pages keeps its slot");
         for (position, member) in members.iter().enumerate() {
@@ -245,13 +246,15 @@ impl Store {
         self.bytes_per_page_left(row).is_some()
     }
 
-    /// What a group that has lost most of its pages takes for each of those that are left.
+    /// What a group that has lost most of its pages takes for each of those that are left, if it is in RAM.
     fn bytes_per_page_left(&self, row: u32) -> Option<usize> {
         let rows = read(self.shared.part(row));
+        let Place::Ram(handle) = rows.zpage(row).place() else {
+            return None;
+        };
         let left = rows.words(row) as usize;
-        let count = |payload: &[u8]| (payload.len(), pages_of(payload));
-        let (bytes, pages) = self.zpages.read(rows.handle(row), false, |zpage| count(zpage.payload));
-        (left * SPARSE_PART <= pages).then(|| bytes / left)
+        let bytes = self.zpages.payload_bytes(handle) as usize;
+        (left * SPARSE_PART <= usize::from(rows.pages(row))).then(|| bytes / left)
     }
 
     /// Packs a page by itself again if it is of a group that has lost most of its pages, and takes less then.
@@ -268,7 +271,7 @@ impl Store {
                 _ => None,
             };
             match bytes_max {
-                Some(bytes_max) if self.expand_word(word, false, &mut page).is_ok() => (word, bytes_max),
+                Some(bytes_max) if self.expand_from_ram(word, &mut page) => (word, bytes_max),
                 _ => return false,
             }
         };
@@ -293,19 +296,19 @@ impl Store {
         repacked.unwrap_or(false)
     }
 
-    /// Whether a page is still named by this word and has these bytes. The caller holds the lock of its shard.
+    /// Whether a page is still named by this word, in RAM, and has these bytes. The caller holds the lock of its shard.
     pub(super) fn is_still(&self, shard: &Shard, name: &Name, page: &Page) -> bool {
         let mut stored = [0; PAGE_SIZE];
         self.pools.find(name.key.pool).is_some()
             && holds(shard, name)
-            && self.expand_word(name.word, false, &mut stored).is_ok()
+            && self.expand_from_ram(name.word, &mut stored)
             && stored == *page
     }
 
     /// The bytes of a group that count for each page that it was made of.
     pub(super) fn member_bytes(&self, row: u32) -> u64 {
         let rows = read(self.shared.part(row));
-        self.zpages.read(rows.handle(row), false, |zpage| (zpage.payload.len() / pages_of(zpage.payload).max(1)) as u64)
+        u64::from(self.payload_bytes(rows.zpage(row)) / u32::from(rows.pages(row)))
     }
 
     /// The words that name a zpage, as far as whoever empties its frame can find them: the one of its own entry, or those of

@@ -1,12 +1,15 @@
 //! The store: the contract of transcendent memory over codecs, allocator and index.
 
 mod clone;
+mod fetch;
 mod groups;
 mod ranges;
 mod reclaim;
+mod spill;
 #[cfg(all(test, not(loom)))]
 mod tests;
 
+use fetch::Fetch;
 pub use reclaim::WriteBack;
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -21,12 +24,13 @@ use crate::error::{Error, ErrorKind};
 use crate::ghosts::Ghosts;
 use crate::index::{Directory, LEAVES_MAX, LeafKey, Place, SHARDS_MAX, Shard, Shards, Slot, Word};
 use crate::key::Key;
-use crate::page::{PAGE_SIZE, Page, fill, payload_check, same_filled};
+use crate::page::{PAGE_SIZE, Page, payload_check, same_filled};
 use crate::pool::{PoolId, PoolKind, PoolOptions, PoolSlot, PoolState, Pools};
 use crate::shared::SharedTable;
 use crate::stats::{PoolStats, Put, Reclaim, Stats};
 use crate::sync::{Mutex, Rank, read, write};
 use crate::threads::GetCounters;
+use crate::tier::SpillFile;
 
 /// How a store is set up.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -151,6 +155,8 @@ pub struct Store {
     clean_level: AtomicU64,
     /// Where recompression is.
     walk: Mutex<groups::Walk>,
+    /// Where persistent pages go that RAM has no room for.
+    spill: OnceLock<SpillFile>,
 }
 
 impl std::fmt::Debug for Store {
@@ -206,6 +212,7 @@ impl Store {
             events: Events::default(),
             clean_level: AtomicU64::new(reclaim::LEVEL_MIN),
             walk: Mutex::new(Rank::Walk, groups::Walk::default()),
+            spill: OnceLock::new(),
         })
     }
 
@@ -375,8 +382,17 @@ impl Store {
     fn own_bytes(&self, word: Word) -> u64 {
         match word.place() {
             Place::Fill(_) | Place::Shared(_) => 0,
-            Place::Ram(handle) => self.zpages.payload_bytes(handle).into(),
+            Place::Ram(_) | Place::Spilled(_) => self.payload_bytes(word).into(),
             Place::Member { row, .. } => self.member_bytes(row),
+        }
+    }
+
+    /// How many payload bytes a zpage has, wherever it is. The caller holds the lock of its word.
+    fn payload_bytes(&self, zpage: Word) -> u32 {
+        match zpage.place() {
+            Place::Ram(handle) => self.zpages.payload_bytes(handle),
+            Place::Spilled(extent) => extent.payload_bytes.into(),
+            place => unreachable!("{place:?} is no place of a zpage"),
         }
     }
 
@@ -389,12 +405,11 @@ impl Store {
     fn free_place(&self, word: Word) {
         match word.place() {
             Place::Fill(_) => {}
-            Place::Ram(handle) => {
-                self.zpages.free(handle);
-            }
+            Place::Ram(handle) => self.zpages.free(handle),
+            Place::Spilled(extent) => self.spill_file().remove(extent),
             Place::Shared(row) | Place::Member { row, .. } => {
-                if let Some(handle) = self.shared.remove_word(row, &self.budget) {
-                    self.zpages.free(handle);
+                if let Some(zpage) = self.shared.remove_word(row, &self.budget) {
+                    self.free_place(zpage);
                 }
             }
         }
@@ -451,50 +466,46 @@ impl Store {
         }
         let (leaf_key, slot) = LeafKey::of(key);
         let hash = self.shards.hasher.hash(&leaf_key);
-        let shard = read(self.shards.get(self.shards.number(hash)));
-        let leaf = shard.find(hash, &leaf_key).and_then(|leaf| shard.leaf(leaf));
-        let Some(word) = leaf.and_then(|leaf| leaf.get(slot)) else {
-            return Ok(false);
-        };
-        self.expand_word(word, true, out)?;
-        Ok(true)
-    }
-
-    fn get_and_forget(&self, key: Key, pool: &PoolSlot, out: &mut Page) -> Result<bool, Error> {
-        let (leaf_key, slot) = LeafKey::of(key);
-        let hash = self.shards.hasher.hash(&leaf_key);
-        let mut shard = write(self.shards.get(self.shards.number(hash)));
+        let number = self.shards.number(hash);
+        let shard = read(self.shards.get(number));
         let Some(leaf) = shard.find(hash, &leaf_key) else {
             return Ok(false);
         };
         let Some(word) = shard.leaf(leaf).and_then(|leaf| leaf.get(slot)) else {
             return Ok(false);
         };
-        self.expand_word(word, false, out)?;
-        self.forget(&mut shard, leaf, slot, pool);
-        self.drop_leaf_if_empty(&mut shard, hash, leaf);
+        if let Some(fetch) = self.expand_word(word, true, out)? {
+            drop(shard);
+            self.fetch_and_promote(&fetch, Slot::Entry { shard: number, leaf, slot }, word, out)?;
+        }
         Ok(true)
     }
 
-    /// Expands what a word names. The caller holds the lock of the word.
-    fn expand_word(&self, word: Word, used: bool, out: &mut Page) -> Result<(), Error> {
-        let mut expand =
-            |handle, position| self.zpages.read(handle, used, |zpage| self.expand_zpage(&zpage, position, out));
-        match word.place() {
-            Place::Fill(pattern) => {
-                fill(pattern, out);
-                Ok(())
+    /// A spilled page is read without the lock, so it may be another one by the time it is to be forgotten; then that one is
+    /// looked at.
+    fn get_and_forget(&self, key: Key, pool: &PoolSlot, out: &mut Page) -> Result<bool, Error> {
+        let (leaf_key, slot) = LeafKey::of(key);
+        let hash = self.shards.hasher.hash(&leaf_key);
+        let mut fetched: Option<Fetch<'_>> = None;
+        loop {
+            let mut shard = write(self.shards.get(self.shards.number(hash)));
+            let Some(leaf) = shard.find(hash, &leaf_key) else {
+                return Ok(false);
+            };
+            let Some(word) = shard.leaf(leaf).and_then(|leaf| leaf.get(slot)) else {
+                return Ok(false);
+            };
+            if fetched.is_none_or(|fetch| !self.leads_to(word, &fetch))
+                && let Some(fetch) = self.expand_word(word, false, out)?
+            {
+                drop(shard);
+                self.fetch(&fetch, out)?;
+                fetched = Some(fetch);
+                continue;
             }
-            Place::Ram(handle) => expand(handle, 0),
-            Place::Shared(row) => {
-                let rows = read(self.shared.part(row));
-                expand(rows.handle(row), 0)
-            }
-            Place::Member { row, position } => {
-                self.events.group_gets.fetch_add(u64::from(used), Relaxed);
-                let rows = read(self.shared.part(row));
-                expand(rows.handle(row), position)
-            }
+            self.forget(&mut shard, leaf, slot, pool);
+            self.drop_leaf_if_empty(&mut shard, hash, leaf);
+            return Ok(true);
         }
     }
 
@@ -533,7 +544,10 @@ impl Store {
             return same_filled(page) == Some(pattern);
         }
         let mut stored = [0; PAGE_SIZE];
-        self.expand_word(word, false, &mut stored).is_ok() && stored == *page
+        let expanded = self.expand_word(word, false, &mut stored);
+        drop(shard);
+        let expanded = expanded.and_then(|fetch| fetch.map_or(Ok(()), |fetch| self.fetch(&fetch, &mut stored)));
+        expanded.is_ok() && stored == *page
     }
 
     /// The class and the counters of a pool.
@@ -582,6 +596,7 @@ impl Store {
             moves: self.events.moves.load(Relaxed),
             moved_bytes: self.events.moved_bytes.load(Relaxed),
             corrupt: self.events.corrupt.load(Relaxed),
+            spill: self.spill.get().map(SpillFile::stats).unwrap_or_default(),
             ..Stats::default()
         };
         for number in self.shards.numbers() {

@@ -243,6 +243,14 @@ impl Store {
         true
     }
 
+    /// Notes in a zpage in RAM which word names it. In the spill file the old owner stays: whoever cleans it asks the word that
+    /// stands there, and looks through all words for the few that do not stand where they stood.
+    pub(super) fn set_owner(&self, zpage: Word, owner: Slot) {
+        if let Place::Ram(handle) = zpage.place() {
+            self.zpages.set_owner(handle, owner.into());
+        }
+    }
+
     /// Puts a word that no leaf holds into one, or frees what it names if the pool has ended meanwhile.
     pub(super) fn insert_word(&self, key: Key, word: Word) {
         let (leaf_key, slot) = LeafKey::of(key);
@@ -255,10 +263,7 @@ impl Store {
         let Ok(leaf) = self.leaf(&mut shard, hash, leaf_key, Purpose::Move) else {
             unreachable!("a leaf for a page that is stored is not refused");
         };
-        if let Place::Ram(handle) = word.place() {
-            let owner = Slot::Entry { shard: number, leaf, slot };
-            self.zpages.set_owner(handle, owner.into());
-        }
+        self.set_owner(word, Slot::Entry { shard: number, leaf, slot });
         self.set_word(&mut shard, leaf, slot, word, pool);
     }
 }

@@ -17,7 +17,8 @@ use crate::index::{LEAF_SLOTS, LeafKey, Slot, Word};
 use crate::key::Key;
 use crate::page::{PAGE_SIZE, Page};
 use crate::stats::{Maintenance, Reclaim, Short};
-use crate::sync::{read, write};
+use crate::sync::{MutexGuard, read, write};
+use crate::tier::Writer;
 
 /// Live sixteenths of a frame up to which compaction takes it. It starts with the emptiest frames and goes on to fuller
 /// ones only when a whole round has found none.
@@ -77,15 +78,19 @@ fn waste_exceeds(usage: &Usage, part: u64) -> bool {
 }
 
 /// One call of the shrinker: what it may do and what it did.
-struct Pass<'a> {
-    store: &'a Store,
+pub(super) struct Pass<'a> {
+    pub(super) store: &'a Store,
     write_back: Option<&'a dyn WriteBack>,
     /// Frames are for the next puts and stay in memory; whole regions are emptied.
     keeps: bool,
     /// Frames taken back and bytes taken for moves when it began.
     before: (u64, u64),
     protected: u64,
-    report: Reclaim,
+    /// Persistent pages can be spilled, as far as is known.
+    pub(super) spills: bool,
+    /// Held while pages are gathered for the spill file.
+    pub(super) writer: Option<MutexGuard<'a, Writer>>,
+    pub(super) report: Reclaim,
 }
 
 impl Store {
@@ -130,13 +135,14 @@ impl Store {
 
     fn tidy(&self, waste_part: u64, urgent: bool) -> Maintenance {
         let before = self.zpages.usage().frame_bytes;
+        let cleaned = self.tend_spill_file();
         let moved = self.compact(waste_part, STEP_FRAMES_MAX);
         self.zpages.give_back(urgent);
         let usage = self.zpages.usage();
         Maintenance {
             moved,
             returned_bytes: before.saturating_sub(usage.frame_bytes),
-            more: moved > 0 && waste_exceeds(&usage, waste_part),
+            more: cleaned || moved > 0 && waste_exceeds(&usage, waste_part),
         }
     }
 
@@ -211,14 +217,14 @@ impl Store {
             }
             Slot::Shared(row) => {
                 let mut rows = write(self.shared.part(row));
-                if rows.find(row) != Some(handle) {
+                if rows.find(row) != Some(Word::ram(handle)) {
                     return Move::Gone;
                 }
                 let bytes = self.zpages.payload_bytes(handle);
                 let Ok(target) = to(handle) else {
                     return Move::NoRoom;
                 };
-                rows.set_handle(row, target);
+                rows.set_zpage(row, Word::ram(target));
                 (bytes, target)
             }
         };
@@ -261,7 +267,8 @@ impl Store {
 
 impl<'a> Pass<'a> {
     fn new(store: &'a Store, write_back: Option<&'a dyn WriteBack>, keeps: bool) -> Self {
-        let mut pass = Self { store, write_back, keeps, before: (0, 0), protected: 0, report: Reclaim::default() };
+        let (spills, report) = (store.spill.get().is_some(), Reclaim::default());
+        let mut pass = Self { store, write_back, keeps, before: (0, 0), protected: 0, spills, writer: None, report };
         pass.before = (pass.frames_taken_back(), store.budget.moved());
         pass
     }
@@ -293,6 +300,7 @@ impl<'a> Pass<'a> {
             } else {
                 self.empty_coldest(&enough) || self.compact(WASTE_PART_MIN)
             };
+            let progress = progress || self.write_spills().is_some_and(|spilled| spilled > 0);
             self.give_back();
             idle_rounds = if self.net_frames() > most { 0 } else { idle_rounds + 1 };
             most = most.max(self.net_frames());
@@ -309,13 +317,15 @@ impl<'a> Pass<'a> {
         let [ephemeral, persistent] = [Class::Ephemeral, Class::Persistent].map(|class| self.store.queue_bytes(class));
         match (ephemeral.iter().sum(), persistent.iter().sum()) {
             (0_u64, 0_u64) => Short::Empty,
-            (0, _) if self.write_back.is_none() => Short::Persistent,
+            (0, _) if self.write_back.is_none() && self.store.spill.get().is_none() => Short::Persistent,
+            (0, _) if self.write_back.is_none() && !self.spills => Short::Spill,
             _ if self.report.declined > 0 => Short::Declined,
             _ => Short::Pinned,
         }
     }
 
     fn finish(mut self) -> Reclaim {
+        self.forget_spills();
         self.report.frames = self.net_frames();
         self.store.events.add(&self.report);
         self.report
@@ -364,8 +374,11 @@ impl<'a> Pass<'a> {
         let queue = if main == 0 || small > small_max { Queue::Small } else { Queue::Main };
         let ephemeral = age(Class::Ephemeral, queue).map(|age| (age, queue));
         let persistent = [Queue::Small, Queue::Main].map(|queue| Some((age(Class::Persistent, queue)?, queue)));
-        let persistent =
-            persistent.into_iter().flatten().min_by_key(|(age, _)| *age).filter(|_| self.write_back.is_some());
+        let persistent = persistent
+            .into_iter()
+            .flatten()
+            .min_by_key(|(age, _)| *age)
+            .filter(|_| self.spills || self.write_back.is_some());
         let now = self.store.clock.load(Relaxed);
         match (ephemeral, persistent) {
             (Some((young, queue)), Some((old, _))) if now - old <= PERSISTENT_AGE_FACTOR * (now - young) => {
@@ -379,7 +392,8 @@ impl<'a> Pass<'a> {
     /// Gets a tenant out of its frame, one way or another. Says whether anything changed.
     fn take(&mut self, tenant: &Tenant, queue: Queue) -> bool {
         let names = self.store.names_of(tenant);
-        let nameless = tenant.class == Class::Persistent && names.is_empty();
+        let spills = tenant.class == Class::Persistent && self.spills;
+        let nameless = tenant.class == Class::Persistent && names.is_empty() && !spills;
         if self.earned_more(tenant, queue) || nameless || self.protects(tenant, &names) {
             match self.store.replace(tenant, |handle| self.store.zpages.keep(handle)) {
                 Move::Moved => {
@@ -394,6 +408,9 @@ impl<'a> Pass<'a> {
                 }
                 Move::NoRoom => self.report.no_room += 1,
             }
+        }
+        if spills && let Some(gathered) = self.spill(tenant) {
+            return gathered;
         }
         let taken = |pass: &mut Self, name: &Name| match tenant.class {
             Class::Ephemeral => pass.evict(name, Fate::of(queue, tenant.used)),
@@ -439,9 +456,16 @@ impl<'a> Pass<'a> {
             self.report.lost_races += 1;
             return false;
         }
-        if self.store.expand_word(name.word, false, &mut page).is_err() {
-            self.report.damaged += 1;
-            return false;
+        match self.store.expand_word(name.word, false, &mut page) {
+            Ok(None) => {}
+            Ok(Some(_)) => {
+                self.report.lost_races += 1;
+                return false;
+            }
+            Err(_) => {
+                self.report.damaged += 1;
+                return false;
+            }
         }
         drop(shard);
         let LeafKey { object, pool, number } = name.key;

@@ -8,7 +8,9 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use tmem::testing::Random;
-use tmem::{AllocatorKind, CodecKind, Config, PoolKind, PoolOptions, Store};
+use tmem::{
+    AllocatorKind, CodecKind, Config, Fault, FaultyTier, FileTier, PoolKind, PoolOptions, Spill, SpillStats, Store,
+};
 
 use crate::checker::{Counts, Floors, Worker, World};
 
@@ -45,8 +47,34 @@ fn every_operation_from_many_threads() {
     let part = plan.time / (ALLOCATORS.len() * CODECS.len()) as u32;
     for (allocator, codec) in setups {
         println!("{allocator:?}, {codec:?}");
-        run(&plan, part, allocator, codec);
+        run(&plan, part, allocator, codec, false);
     }
+}
+
+/// The same with a file that is small enough to be full now and then, on a disk that is slow and fails now and then.
+#[test]
+fn every_operation_with_a_spill_file() {
+    let plan = Plan::from_environment();
+    println!("TMEM_SEED={}, {} threads, {:?}", plan.seed, plan.threads, plan.time);
+    for allocator in ALLOCATORS {
+        println!("{allocator:?}");
+        run(&plan, plan.time / ALLOCATORS.len() as u32, allocator, CodecKind::default(), true);
+    }
+}
+
+const SPILL_BYTES_MAX: u64 = 8 << 20;
+
+fn spill(seed: u64) -> Spill {
+    let tier = FileTier::unnamed(&std::env::temp_dir()).unwrap();
+    let tier = FaultyTier::new(tier, Fault::Delay(Duration::from_millis(1)), 64, seed);
+    let tier = FaultyTier::new(tier, Fault::FailDiscard, 4, seed);
+    Spill::new(FaultyTier::new(tier, Fault::TearWrite, 8, seed), SPILL_BYTES_MAX)
+}
+
+fn assert_spilled(spill: &SpillStats) {
+    let counts = [spill.spilled, spill.fetched, spill.promoted, spill.write_failures, spill.discards];
+    assert!(counts.iter().all(|count| *count > 0), "the run was too easy: {spill:?}");
+    assert_eq!(spill.damaged, 0);
 }
 
 /// Ends the run for all threads when one of them fails.
@@ -60,10 +88,13 @@ impl Drop for Alarm<'_> {
     }
 }
 
-fn run(plan: &Plan, time: Duration, allocator: AllocatorKind, codec: CodecKind) {
+fn run(plan: &Plan, time: Duration, allocator: AllocatorKind, codec: CodecKind, spills: bool) {
     // Fewer contexts than threads, and few shards, so that threads meet.
     let config = Config::new(BUDGET_BYTES_MAX).allocator(allocator).codec(codec).threads(3).shards(8);
     let store = Store::new(config).unwrap();
+    if spills {
+        store.add_spill(spill(plan.seed)).unwrap();
+    }
     let create = |kind| store.create_pool(kind, PoolOptions::default()).unwrap();
     let world = World {
         store: &store,
@@ -97,6 +128,9 @@ fn run(plan: &Plan, time: Duration, allocator: AllocatorKind, codec: CodecKind) 
     let stats = store.stats();
     assert!(stats.evictions > 0 && stats.moves > 0, "the run was too easy: {stats:?}");
     println!("{:?}\n{stats:?}", world.counts);
+    if spills {
+        assert_spilled(&stats.spill);
+    }
     world.destroy();
     assert_empty(&store);
 }
@@ -126,6 +160,6 @@ fn assert_empty(store: &Store) {
     while store.maintain().more {}
     let stats = store.stats();
     assert_eq!((stats.pages, stats.zpages, stats.zpage_bytes, stats.same_filled), (0, 0, 0, 0));
-    assert_eq!((stats.corrupt, stats.pools), (0, 0));
+    assert_eq!((stats.corrupt, stats.pools, stats.spill.zpages, stats.spill.live_bytes), (0, 0, 0, 0));
     assert!(stats.memory_bytes < 2 << 20, "{stats:?}");
 }

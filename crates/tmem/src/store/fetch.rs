@@ -1,0 +1,176 @@
+//! Pages that come back from the spill file.
+//!
+//! Whoever holds the lock of a word that names a spilled zpage pins the zpage's segment, lets go of the lock and reads. What a
+//! get finds is then the page as it was while the lock was held, whatever becomes of the word meanwhile: the bytes stay as
+//! they are until the pin is gone. Whoever changes something afterwards asks under the lock whether the word still leads to
+//! the same record; as long as the pin is there, no other record can stand at that place.
+
+use std::sync::atomic::Ordering::Relaxed;
+
+use super::Store;
+use crate::alloc::{Allocator, Class, NewZpage, Queue, Zpage};
+use crate::budget::Purpose;
+use crate::error::Error;
+use crate::index::{Place, Slot, Word};
+use crate::page::{Page, fill, payload_check};
+use crate::sync::{read, write};
+use crate::tier::{Extent, Pin, SpillFile};
+
+/// A spilled page comes back to RAM when more than this part of the budget is free: what comes back must not push others out.
+const PROMOTION_PART: u64 = 16;
+
+/// A spilled page that somebody wants to read.
+pub(super) struct Fetch<'a> {
+    extent: Extent,
+    /// Which page of a group.
+    position: usize,
+    pin: Pin<'a>,
+}
+
+impl Store {
+    /// The spill file of a store in which something is spilled.
+    pub(super) fn spill_file(&self) -> &SpillFile {
+        self.spill.get().expect("words name spilled zpages only where there is a spill file")
+    }
+
+    /// Expands what a word names, or says what has to be fetched for that, after all locks were let go of. The caller holds
+    /// the lock of the word.
+    pub(super) fn expand_word(&self, word: Word, used: bool, out: &mut Page) -> Result<Option<Fetch<'_>>, Error> {
+        match word.place() {
+            Place::Fill(pattern) => {
+                fill(pattern, out);
+                Ok(None)
+            }
+            Place::Shared(row) => {
+                let rows = read(self.shared.part(row));
+                self.expand_stored(rows.zpage(row), 0, used, out)
+            }
+            Place::Member { row, position } => {
+                self.events.group_gets.fetch_add(u64::from(used), Relaxed);
+                let rows = read(self.shared.part(row));
+                self.expand_stored(rows.zpage(row), position, used, out)
+            }
+            Place::Ram(_) | Place::Spilled(_) => self.expand_stored(word, 0, used, out),
+        }
+    }
+
+    fn expand_stored(
+        &self,
+        zpage: Word,
+        position: usize,
+        used: bool,
+        out: &mut Page,
+    ) -> Result<Option<Fetch<'_>>, Error> {
+        match zpage.place() {
+            Place::Ram(handle) => {
+                self.zpages.read(handle, used, |zpage| self.expand_zpage(&zpage, position, out)).map(|()| None)
+            }
+            Place::Spilled(extent) => {
+                let pin = self.spill_file().pin(extent);
+                Ok(Some(Fetch { extent, position, pin }))
+            }
+            place => unreachable!("{place:?} is no place of a zpage"),
+        }
+    }
+
+    /// Expands what a word names if that is in RAM, and says whether it was. The caller holds the lock of the word.
+    pub(super) fn expand_from_ram(&self, word: Word, out: &mut Page) -> bool {
+        matches!(self.expand_word(word, false, out), Ok(None))
+    }
+
+    /// Where the zpage of a word is. The caller holds the lock of the word.
+    fn zpage_of(&self, word: Word) -> Word {
+        match word.place() {
+            Place::Shared(row) | Place::Member { row, .. } => read(self.shared.part(row)).zpage(row),
+            _ => word,
+        }
+    }
+
+    /// Whether a word still leads to what was fetched. The caller holds the lock of the word.
+    pub(super) fn leads_to(&self, word: Word, fetch: &Fetch<'_>) -> bool {
+        self.zpage_of(word) == Word::spilled(fetch.extent)
+    }
+
+    /// Reads and expands a spilled page. No lock is held.
+    pub(super) fn fetch(&self, fetch: &Fetch<'_>, out: &mut Page) -> Result<(), Error> {
+        self.fetch_and(fetch, out, |_| ())
+    }
+
+    /// Reads and expands a spilled page for a get and brings its zpage back to RAM if there is room. `slot` is where the word
+    /// `word` was seen that names it.
+    pub(super) fn fetch_and_promote(
+        &self,
+        fetch: &Fetch<'_>,
+        slot: Slot,
+        word: Word,
+        out: &mut Page,
+    ) -> Result<(), Error> {
+        let slot = match word.place() {
+            Place::Shared(row) | Place::Member { row, .. } => Slot::Shared(row),
+            _ => slot,
+        };
+        self.fetch_and(fetch, out, |payload| self.promote(fetch.extent, slot, payload))
+    }
+
+    fn fetch_and(&self, fetch: &Fetch<'_>, out: &mut Page, then: impl FnOnce(&[u8])) -> Result<(), Error> {
+        let expand_and = |payload: &[u8]| {
+            let zpage = Zpage { encoding: Some(fetch.extent.encoding), check: payload_check(payload), payload };
+            self.expand_zpage(&zpage, fetch.position, out)?;
+            then(payload);
+            Ok(())
+        };
+        match self.spill_file().read(fetch.extent, &fetch.pin, expand_and) {
+            Ok(done) => done,
+            Err(failure) => {
+                let error = Error::from(failure);
+                self.events.corrupt.fetch_add(error.is_corrupt().into(), Relaxed);
+                Err(error)
+            }
+        }
+    }
+
+    /// Brings a zpage back to RAM, if there is room without pushing others out and its word still names it. Its segment is
+    /// pinned.
+    fn promote(&self, extent: Extent, slot: Slot, payload: &[u8]) {
+        let room = self.budget.limit() / PROMOTION_PART + payload.len() as u64;
+        if !self.budget.has_room(room, Purpose::Admit) {
+            return;
+        }
+        let encoding = extent.encoding;
+        let zpage = NewZpage { encoding, check: payload_check(payload), owner: slot.into(), payload };
+        let store = || self.zpages.store(Class::Persistent, Queue::Main, &zpage, Purpose::Admit).ok().map(Word::ram);
+        if self.replace_zpage(slot, Word::spilled(extent), store) {
+            self.spill_file().count_promoted();
+        }
+    }
+
+    /// Replaces the word of a zpage by what `to` makes, if it still is the word that was seen, and frees what that named. `to`
+    /// runs under the lock of the word.
+    pub(super) fn replace_zpage(&self, slot: Slot, from: Word, to: impl FnOnce() -> Option<Word>) -> bool {
+        match slot {
+            Slot::Entry { shard, leaf, slot } => {
+                let mut shard = write(self.shards.get(shard));
+                let Some(leaf) = shard.leaf_mut(leaf).filter(|leaf| leaf.get(slot) == Some(from)) else {
+                    return false;
+                };
+                let Some(word) = to() else {
+                    return false;
+                };
+                leaf.replace(slot, word);
+                self.free_place(from);
+            }
+            Slot::Shared(row) => {
+                let mut rows = write(self.shared.part(row));
+                if rows.find(row) != Some(from) {
+                    return false;
+                }
+                let Some(word) = to() else {
+                    return false;
+                };
+                rows.set_zpage(row, word);
+                self.free_place(from);
+            }
+        }
+        true
+    }
+}

@@ -1,0 +1,271 @@
+//! Spilling: persistent zpages go to the spill file as they are, and what is dead in the file is taken back.
+//!
+//! A zpage is copied into a batch under the lock of its word. When the batch is long enough it is written, with no lock held
+//! but the writer's; then, one after the other and under its lock, each word that still names the zpage that was
+//! copied, byte for byte, names the record instead. What changed meanwhile leaves a dead record. A write that fails changes
+//! nothing.
+//!
+//! Cleaning is the same with records in place of zpages in RAM: a segment that is mostly dead is read from end to end, and what
+//! its words still name is written again somewhere else. Which word that is, each record says itself; words that were given
+//! other keys since then are looked for in the whole index, when they have become many.
+
+use super::Store;
+use super::reclaim::Pass;
+use crate::alloc::{Allocator, Owner, Tenant, Zpage};
+use crate::error::{Error, ErrorKind};
+use crate::index::{LEAF_SLOTS, Place, Slot, Word};
+use crate::page::payload_check;
+use crate::sync::read;
+use crate::tier::{Extent, Head, Refusal, Spill, SpillFile, Writer, Written};
+
+/// The file is cleaned when more than this part of what is alive is dead.
+const DEAD_PART: u64 = 4;
+/// The same when the file is full.
+const DEAD_PART_FULL: u64 = 32;
+/// Segments that a call of the shrinker cleans at most when the file is full.
+const CLEANINGS_MAX: u32 = 4;
+
+/// What became of a zpage that was to be spilled.
+enum Gathered {
+    Taken,
+    /// Its word is another one by now.
+    Gone,
+    Damaged,
+    Refused(Refusal),
+}
+
+impl Store {
+    /// From now on persistent pages for which there is no room in RAM go to a file, the coldest first, packed as they are. What
+    /// is read comes back to RAM if there is room. May be called at any time, but only once.
+    ///
+    /// When the file is full or fails, pages stay in RAM, and puts are refused when that is full, too.
+    ///
+    /// # Errors
+    /// When there is a file already, when the limit is below 4 MiB, or when the system gives no random numbers for a key.
+    pub fn add_spill(&self, spill: Spill) -> Result<(), Error> {
+        let file = SpillFile::new(spill, self.contexts.threads(), &self.budget)?;
+        let bytes = file.fixed_bytes();
+        self.spill.set(file).map_err(|_| ErrorKind::SpillsAlready)?;
+        self.budget.charge(bytes);
+        Ok(())
+    }
+
+    /// Shows the place of a zpage whose header names this owner, and the word that stands there, under its lock.
+    fn with_zpage_of<R>(&self, owner: Owner, with: impl FnOnce(Slot, Word) -> R) -> Option<R> {
+        let row = match Slot::from(owner) {
+            Slot::Shared(row) => row,
+            place @ Slot::Entry { shard: number, leaf, slot } => {
+                // What a record says of its owner may be damaged.
+                let number = Some(number).filter(|number| self.shards.numbers().contains(number))?;
+                let shard = read(self.shards.get(number));
+                let word = shard.leaf(leaf)?.get(slot)?;
+                match word.place() {
+                    // It got more names since then.
+                    Place::Shared(row) | Place::Member { row, .. } => row,
+                    _ => return Some(with(place, word)),
+                }
+            }
+        };
+        let rows = read(self.shared.part(row));
+        rows.find(row).map(|word| with(Slot::Shared(row), word))
+    }
+
+    /// Copies a tenant into the batch, if it is still where it was seen.
+    fn gather(&self, file: &SpillFile, writer: &mut Writer, tenant: &Tenant) -> Gathered {
+        let word = Word::ram(tenant.handle);
+        let mut push = |slot: Slot, zpage: Zpage<'_>| {
+            let Some(encoding) = zpage.encoding.filter(|_| payload_check(zpage.payload) == zpage.check) else {
+                return Gathered::Damaged;
+            };
+            match writer.push(file, slot.into(), word, (encoding, zpage.payload), false) {
+                Ok(()) => Gathered::Taken,
+                Err(refusal) => Gathered::Refused(refusal),
+            }
+        };
+        let gathered = self.with_zpage_of(tenant.owner, |slot, found| {
+            (found == word).then(|| self.zpages.read(tenant.handle, false, |zpage| push(slot, zpage)))
+        });
+        gathered.flatten().unwrap_or(Gathered::Gone)
+    }
+
+    /// Writes the batch and has the words name what was written. `None` when that failed.
+    fn write_batch(&self, file: &SpillFile, writer: &mut Writer) -> Option<u64> {
+        writer.write(file, |written| self.commit_written(file, written))
+    }
+
+    /// Has the word of a zpage name its record, if it still names what was copied. That a handle is the same would not be enough:
+    /// its place may have been freed and used again meanwhile. A record that was copied is still the same one, because only
+    /// the writer uses places again.
+    fn commit_written(&self, file: &SpillFile, written: &Written<'_>) -> bool {
+        let is_same =
+            |zpage: Zpage<'_>| zpage.encoding == Some(written.extent.encoding) && zpage.payload == written.payload;
+        self.replace_zpage(Slot::from(written.owner), written.word, || {
+            let same = match written.word.place() {
+                Place::Ram(handle) => self.zpages.read(handle, false, is_same),
+                _ => true,
+            };
+            same.then(|| {
+                file.add(written.extent);
+                Word::spilled(written.extent)
+            })
+        })
+    }
+
+    /// Background work on the file: gives the space of dead segments back and cleans one that is mostly dead. Says whether
+    /// there may be more to do. If somebody else is at the file, that can wait.
+    pub(super) fn tend_spill_file(&self) -> bool {
+        let Some(file) = self.spill.get().filter(|file| file.wants_tending(DEAD_PART)) else {
+            return false;
+        };
+        let Some(mut writer) = file.try_writer() else {
+            return false;
+        };
+        let cleaned = self.clean(file, &mut writer, DEAD_PART);
+        writer.discard_idle(file);
+        cleaned
+    }
+
+    /// Cleans one segment if more than a part of the file is dead. Says whether it did. The batch is empty.
+    fn clean(&self, file: &SpillFile, writer: &mut Writer, dead_part: u64) -> bool {
+        let Some((number, pin)) = writer.choose_to_clean(file, dead_part) else {
+            return self.sweep(file, writer, dead_part);
+        };
+        let mut works = true;
+        let walked = file.walk(number, |extent, record| {
+            let Some(slot) = Head::at_start(record).and_then(|head| self.name_of(extent, head.owner)) else {
+                return;
+            };
+            if works && let Ok(payload) = file.open_walked(extent, &pin, record) {
+                works = self.move_record(file, writer, slot, extent, payload);
+            }
+        });
+        // What could not be read stays where it is: whoever asks for it has to be told.
+        drop(walked);
+        works && self.write_batch(file, writer).is_some()
+    }
+
+    /// Where the word stands that names a record.
+    fn name_of(&self, extent: Extent, owner: Owner) -> Option<Slot> {
+        self.with_zpage_of(owner, |slot, word| (word == Word::spilled(extent)).then_some(slot)).flatten()
+    }
+
+    /// Puts a record that is alive into the batch again. `false` when the file takes nothing more.
+    fn move_record(&self, file: &SpillFile, writer: &mut Writer, slot: Slot, from: Extent, payload: &[u8]) -> bool {
+        let (word, zpage) = (Word::spilled(from), (from.encoding, payload));
+        let mut pushed = writer.push(file, slot.into(), word, zpage, true);
+        if pushed == Err(Refusal::Batch) && self.write_batch(file, writer).is_some() {
+            pushed = writer.push(file, slot.into(), word, zpage, true);
+        }
+        file.count_moved(pushed.is_ok());
+        pushed.is_ok()
+    }
+
+    /// Looks through the whole index for records in segments that cleaning did not get empty, and moves them, if that is
+    /// worth it.
+    fn sweep(&self, file: &SpillFile, writer: &mut Writer, dead_part: u64) -> bool {
+        if !writer.begin_sweep(file, dead_part) {
+            return false;
+        }
+        let mut works = true;
+        for number in self.shards.numbers() {
+            let mut at = (0, 0);
+            while let Some((slot, extent)) = self.next_to_sweep(file, number, &mut at).filter(|_| works) {
+                works = self.sweep_record(file, writer, slot, extent);
+            }
+        }
+        for part in self.shared.parts() {
+            let mut from = 0;
+            while let Some((row, extent)) = self.next_row_to_sweep(file, part, from).filter(|_| works) {
+                from = row + 1;
+                works = self.sweep_record(file, writer, Slot::Shared(row), extent);
+            }
+        }
+        works && self.write_batch(file, writer).is_some()
+    }
+
+    /// The next word of a shard that names a record to be swept, from a leaf and a slot on.
+    fn next_to_sweep(&self, file: &SpillFile, number: u16, at: &mut (u32, u32)) -> Option<(Slot, Extent)> {
+        let shard = read(self.shards.get(number));
+        while at.0 < shard.numbers() {
+            let (leaf, slot) = *at;
+            *at = if slot + 1 < LEAF_SLOTS { (leaf, slot + 1) } else { (leaf + 1, 0) };
+            match shard.leaf(leaf).and_then(|leaf| leaf.get(slot)).map(Word::place) {
+                Some(Place::Spilled(extent)) if file.is_swept(extent) => {
+                    return Some((Slot::Entry { shard: number, leaf, slot }, extent));
+                }
+                _ => {}
+            }
+        }
+        None
+    }
+
+    fn next_row_to_sweep(&self, file: &SpillFile, part: u32, from: u32) -> Option<(u32, Extent)> {
+        let rows = read(self.shared.part(part));
+        rows.iter_from(part, from).find_map(|(row, word)| match word.place() {
+            Place::Spilled(extent) if file.is_swept(extent) => Some((row, extent)),
+            _ => None,
+        })
+    }
+
+    /// Moves one record. Its segment is not filled again meanwhile, because only the writer does that.
+    fn sweep_record(&self, file: &SpillFile, writer: &mut Writer, slot: Slot, extent: Extent) -> bool {
+        let pin = file.pin_as_writer(writer, extent);
+        let moved = file.read_to_move(extent, &pin, |payload| self.move_record(file, writer, slot, extent, payload));
+        moved.unwrap_or(true)
+    }
+}
+
+impl Pass<'_> {
+    /// Gathers a persistent tenant for the spill file and says whether anything changed; nothing if the file takes no more.
+    pub(super) fn spill(&mut self, tenant: &Tenant) -> Option<bool> {
+        let store = self.store;
+        let file = store.spill.get()?;
+        let mut cleanings = 0;
+        loop {
+            let writer = self.writer.get_or_insert_with(|| file.writer());
+            if writer.holds(Word::ram(tenant.handle)) {
+                return Some(false);
+            }
+            match store.gather(file, writer, tenant) {
+                Gathered::Taken => return Some(true),
+                Gathered::Gone => {
+                    self.report.lost_races += 1;
+                    return Some(false);
+                }
+                Gathered::Damaged => {
+                    self.report.damaged += 1;
+                    return Some(false);
+                }
+                Gathered::Refused(Refusal::Full)
+                    if cleanings < CLEANINGS_MAX && store.clean(file, writer, DEAD_PART_FULL) =>
+                {
+                    cleanings += 1;
+                }
+                Gathered::Refused(Refusal::Batch) if self.write_spills().is_some() => {}
+                Gathered::Refused(_) => {
+                    self.spills = false;
+                    self.forget_spills();
+                    return None;
+                }
+            }
+        }
+    }
+
+    /// Writes what was gathered and says how many zpages went out of RAM by that. `None` when it failed.
+    pub(super) fn write_spills(&mut self) -> Option<u64> {
+        let (Some(file), Some(mut writer)) = (self.store.spill.get(), self.writer.take()) else {
+            return Some(0);
+        };
+        let spilled = self.store.write_batch(file, &mut writer);
+        self.report.spilled += spilled.unwrap_or(0);
+        self.spills = spilled.is_some();
+        spilled
+    }
+
+    /// Leaves what was gathered where it is. Nobody waits for the writer any longer.
+    pub(super) fn forget_spills(&mut self) {
+        if let Some(mut writer) = self.writer.take() {
+            writer.clear();
+        }
+    }
+}

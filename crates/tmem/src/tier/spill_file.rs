@@ -1,0 +1,332 @@
+//! The spill file: records in segments on a tier, how they are read, and what is counted of it.
+//!
+//! A reader holds no lock but that of its buffer, and waits for nobody who writes. What it reads stays as it is because its
+//! segment is pinned.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use super::buffer::Buffer;
+use super::record::{self, Extent, FILE_BYTES_MAX, Head, SEGMENT_BYTES, SEGMENT_HEADER_BYTES, Step};
+use super::seal::{Place, Seal};
+use super::segments::{Pin, Segments};
+use super::writer::SWEEPING;
+use super::{Spill, TIER_BLOCK_BYTES, Tier, Writer};
+use crate::budget::Budget;
+use crate::error::{Error, ErrorKind};
+use crate::stats::SpillStats;
+use crate::sync::{Mutex, MutexGuard, Rank, lock, try_lock};
+use crate::threads::own_slot;
+
+/// One segment is kept for cleaning, and one is being filled.
+const SEGMENTS_MIN: u64 = 4;
+/// What one read takes at most: the longest record, wherever in a block it begins.
+const READ_BYTES_MAX: usize = (record::RECORD_BYTES_MAX + TIER_BLOCK_BYTES).next_multiple_of(TIER_BLOCK_BYTES);
+
+/// Why something could not be read.
+#[derive(Debug)]
+pub(crate) enum ReadFailure {
+    Tier(io::Error),
+    /// It is not what was written.
+    Damaged,
+}
+
+impl From<ReadFailure> for Error {
+    fn from(failure: ReadFailure) -> Self {
+        match failure {
+            ReadFailure::Tier(source) => ErrorKind::Spill { source }.into(),
+            ReadFailure::Damaged => ErrorKind::Corrupt { what: "its seal in the spill file is broken" }.into(),
+        }
+    }
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Counters {
+    pub(super) file_bytes: AtomicU64,
+    pub(super) spilled: AtomicU64,
+    pub(super) writes: AtomicU64,
+    pub(super) written_bytes: AtomicU64,
+    pub(super) write_failures: AtomicU64,
+    pub(super) lost_races: AtomicU64,
+    pub(super) full: AtomicU64,
+    pub(super) discards: AtomicU64,
+    pub(super) discard_failures: AtomicU64,
+    pub(super) cleaned: AtomicU64,
+    pub(super) moved: AtomicU64,
+    fetched: AtomicU64,
+    promoted: AtomicU64,
+    read_failures: AtomicU64,
+    damaged: AtomicU64,
+}
+
+/// One more of what is counted.
+pub(super) fn count(counter: &AtomicU64) {
+    counter.fetch_add(1, Relaxed);
+}
+
+/// A tier and what lies in it.
+pub(crate) struct SpillFile {
+    pub(super) tier: Box<dyn Tier>,
+    pub(super) seal: Seal,
+    pub(super) segments: Segments,
+    pub(super) counters: Counters,
+    pub(super) budget: Arc<Budget>,
+    writer: Mutex<Writer>,
+    fetchers: Box<[Mutex<Option<Buffer>>]>,
+    /// What the writer reads with, so that nobody who reads a page waits for it.
+    cleaner: Mutex<Option<Buffer>>,
+}
+
+impl SpillFile {
+    /// An empty file. `threads` threads can read at the same time; more than that wait for each other.
+    ///
+    /// # Errors
+    /// When the limit is too small, or there are no random numbers for a key.
+    pub(crate) fn new(spill: Spill, threads: usize, budget: &Arc<Budget>) -> Result<Self, Error> {
+        let (bytes, min) = (spill.bytes_max, SEGMENTS_MIN * SEGMENT_BYTES);
+        if bytes < min {
+            return Err(ErrorKind::SpillTooSmall { bytes, min }.into());
+        }
+        let max = bytes.min(FILE_BYTES_MAX) / SEGMENT_BYTES;
+        let seal = if spill.plain { Seal::plain() } else { Seal::encrypting()? };
+        Ok(Self {
+            tier: spill.tier,
+            seal,
+            segments: Segments::new(u32::try_from(max).unwrap_or(u32::MAX)),
+            counters: Counters::default(),
+            budget: Arc::clone(budget),
+            writer: Mutex::new(Rank::Writer, Writer::new(budget.limit())),
+            fetchers: (0..threads.max(1)).map(|_| Mutex::new(Rank::Fetcher, None)).collect(),
+            cleaner: Mutex::new(Rank::Fetcher, None),
+        })
+    }
+
+    /// Bytes that the file takes in RAM from the start.
+    pub(crate) fn fixed_bytes(&self) -> u64 {
+        (self.segments.fixed_bytes() + self.writer().memory_bytes()) as u64
+    }
+
+    pub(crate) fn writer(&self) -> MutexGuard<'_, Writer> {
+        lock(&self.writer)
+    }
+
+    /// The same if nobody else has it.
+    pub(crate) fn try_writer(&self) -> Option<MutexGuard<'_, Writer>> {
+        try_lock(&self.writer)
+    }
+
+    /// Whether there is something to clean or to give back.
+    pub(crate) fn wants_tending(&self, dead_part: u64) -> bool {
+        self.segments.has_drained() || self.dead_bytes_over(dead_part)
+    }
+
+    /// Whether more than a part of what lives in the file, and one segment, is dead in it.
+    pub(super) fn dead_bytes_over(&self, dead_part: u64) -> bool {
+        let live_bytes = self.segments.live_bytes.load(Relaxed);
+        let dead_bytes = self.counters.file_bytes.load(Relaxed).saturating_sub(live_bytes);
+        dead_bytes > live_bytes / dead_part + SEGMENT_BYTES
+    }
+
+    /// Whether a record lies where the present sweep, or the last one, looks.
+    pub(crate) fn is_swept(&self, extent: Extent) -> bool {
+        self.segments.make(extent.segment(), &self.budget).cleanings() == SWEEPING
+    }
+
+    /// Keeps the bytes of a record where they are. The caller is the writer: only it fills segments again.
+    pub(crate) fn pin_as_writer(&self, _: &Writer, extent: Extent) -> Pin<'_> {
+        self.segments.pin(extent.segment())
+    }
+
+    /// Keeps the bytes of a record where they are. The caller holds the lock of a word that names the record.
+    pub(crate) fn pin(&self, extent: Extent) -> Pin<'_> {
+        self.segments.pin(extent.segment())
+    }
+
+    /// A word names the record from now on. The caller holds the lock of the word, and the record's segment is pinned.
+    pub(crate) fn add(&self, extent: Extent) {
+        self.segments.add(extent);
+    }
+
+    /// No word names the record any more.
+    pub(crate) fn remove(&self, extent: Extent) {
+        self.segments.remove(extent);
+    }
+
+    /// Reads a record that is pinned and shows its payload to `with`.
+    ///
+    /// # Errors
+    /// When the tier fails, or the bytes are not those that were written.
+    pub(crate) fn read<R>(
+        &self,
+        extent: Extent,
+        pin: &Pin<'_>,
+        with: impl FnOnce(&[u8]) -> R,
+    ) -> Result<R, ReadFailure> {
+        let payload_to = |payload: &[u8]| {
+            count(&self.counters.fetched);
+            with(payload)
+        };
+        self.read_with(&mut own_slot(&self.fetchers), extent, pin, payload_to)
+    }
+
+    /// The same for the writer, with a buffer of its own.
+    pub(crate) fn read_to_move<R>(
+        &self,
+        extent: Extent,
+        pin: &Pin<'_>,
+        with: impl FnOnce(&[u8]) -> R,
+    ) -> Result<R, ReadFailure> {
+        self.read_with(&mut lock(&self.cleaner), extent, pin, with)
+    }
+
+    fn read_with<R>(
+        &self,
+        buffer: &mut Option<Buffer>,
+        extent: Extent,
+        pin: &Pin<'_>,
+        with: impl FnOnce(&[u8]) -> R,
+    ) -> Result<R, ReadFailure> {
+        let buffer = self.buffer(buffer);
+        let (offset, bytes) = (extent.offset(), extent.record_bytes());
+        let before = (offset % TIER_BLOCK_BYTES as u64) as usize;
+        let blocks = &mut buffer[..(before + bytes).next_multiple_of(TIER_BLOCK_BYTES)];
+        self.read_blocks(offset - before as u64, blocks)?;
+        let payload = self.open(extent, pin.fill, &mut blocks[before..before + bytes])?;
+        Ok(with(payload))
+    }
+
+    /// The bytes of a buffer, made the first time.
+    fn buffer<'a>(&self, buffer: &'a mut Option<Buffer>) -> &'a mut [u8] {
+        let buffer = buffer.get_or_insert_with(|| {
+            self.budget.charge(Buffer::memory_bytes(READ_BYTES_MAX) as u64);
+            Buffer::new(READ_BYTES_MAX)
+        });
+        buffer.bytes()
+    }
+
+    fn read_blocks(&self, offset: u64, blocks: &mut [u8]) -> Result<(), ReadFailure> {
+        self.tier.read(offset, blocks).map_err(|error| {
+            count(&self.counters.read_failures);
+            ReadFailure::Tier(error)
+        })
+    }
+
+    /// Opens a record in place.
+    fn open<'a>(&self, extent: Extent, fill: u64, record: &'a mut [u8]) -> Result<&'a [u8], ReadFailure> {
+        let expected =
+            |head: &Head| head.encoding == extent.encoding && head.payload_bytes == usize::from(extent.payload_bytes);
+        let head = Head::at_start(record).filter(expected);
+        let payload = head.and_then(|head| record::open(record, head, extent.place(fill), &self.seal));
+        payload.ok_or_else(|| {
+            count(&self.counters.damaged);
+            ReadFailure::Damaged
+        })
+    }
+
+    /// For the writer: reads a segment from its start and shows each record to `with`, still closed: dead ones are not worth the time, and
+    /// only what a word names may be believed.
+    ///
+    /// # Errors
+    /// When not all of it could be read.
+    pub(crate) fn walk(&self, number: u32, mut with: impl FnMut(Extent, &mut [u8])) -> Result<(), ReadFailure> {
+        let filled = self.segments.make(number, &self.budget).filled() as usize;
+        let mut cleaner = lock(&self.cleaner);
+        let buffer = self.buffer(&mut cleaner);
+        let first = u64::from(number) * SEGMENT_BYTES;
+        let mut at = SEGMENT_HEADER_BYTES;
+        while at < filled {
+            let start = at / TIER_BLOCK_BYTES * TIER_BLOCK_BYTES;
+            let part = buffer.len().min(filled - start);
+            let part = &mut buffer[..part];
+            self.read_blocks(first + start as u64, part)?;
+            let end = walk_part(part, at - start, start + part.len() == filled, |at, head, record| {
+                let offset = first + (start + at) as u64;
+                with(Extent::new(offset, head.payload_bytes, head.encoding), record);
+            });
+            match end {
+                Some(end) => at = start + end,
+                None => {
+                    count(&self.counters.damaged);
+                    return Err(ReadFailure::Damaged);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Opens a record that [`walk`](Self::walk) showed, in place. The segment is pinned.
+    ///
+    /// # Errors
+    /// When it is not what was written there.
+    pub(crate) fn open_walked<'a>(
+        &self,
+        extent: Extent,
+        pin: &Pin<'_>,
+        record: &'a mut [u8],
+    ) -> Result<&'a [u8], ReadFailure> {
+        self.open(extent, pin.fill, record)
+    }
+
+    pub(crate) fn count_moved(&self, moved: bool) {
+        self.counters.moved.fetch_add(moved.into(), Relaxed);
+    }
+
+    pub(crate) fn count_promoted(&self) {
+        count(&self.counters.promoted);
+    }
+
+    pub(crate) fn stats(&self) -> SpillStats {
+        let get = |counter: &AtomicU64| counter.load(Relaxed);
+        let counters = &self.counters;
+        SpillStats {
+            zpages: get(&self.segments.zpages),
+            live_bytes: get(&self.segments.live_bytes),
+            file_bytes: get(&counters.file_bytes),
+            bytes_max: u64::from(self.segments.max) * SEGMENT_BYTES,
+            spilled: get(&counters.spilled),
+            fetched: get(&counters.fetched),
+            promoted: get(&counters.promoted),
+            writes: get(&counters.writes),
+            written_bytes: get(&counters.written_bytes),
+            write_failures: get(&counters.write_failures),
+            read_failures: get(&counters.read_failures),
+            damaged: get(&counters.damaged),
+            lost_races: get(&counters.lost_races),
+            full: get(&counters.full),
+            discards: get(&counters.discards),
+            discard_failures: get(&counters.discard_failures),
+            cleaned: get(&counters.cleaned),
+            moved: get(&counters.moved),
+        }
+    }
+}
+
+/// Shows the records of a part of a segment, from `at` on. Answers where to read on; `None` when that cannot be known.
+pub(crate) fn walk_part(
+    part: &mut [u8],
+    mut at: usize,
+    is_last: bool,
+    mut with: impl FnMut(usize, Head, &mut [u8]),
+) -> Option<usize> {
+    let from = at;
+    while at < part.len() {
+        match record::step(&part[at..]) {
+            Step::Record(head) => {
+                with(at, head, &mut part[at..at + head.record_bytes()]);
+                at += head.record_bytes();
+            }
+            Step::Padding => at = record::next_block(at),
+            // A record that was read from its own first block and is cut all the same is none.
+            Step::Cut if is_last || at == from => return None,
+            Step::Cut => break,
+            Step::Damaged => return None,
+        }
+    }
+    Some(at)
+}
+
+/// The place of a record that begins in a segment, for its seal.
+pub(super) fn place(fill: u64, at: usize) -> Place {
+    Place { fill, units: (at as u64 / record::UNIT_BYTES) as u32 }
+}

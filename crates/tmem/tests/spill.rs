@@ -1,0 +1,355 @@
+//! Stores that spill: what goes out comes back, whatever the tier does, and the file does not grow without end.
+#![cfg(not(loom))]
+
+use std::time::Duration;
+
+use tmem::testing::{Random, sample_page};
+use tmem::{
+    AllocatorKind, Config, Fault, FaultyTier, FileTier, Key, MemoryTier, PAGE_SIZE, Page, PoolId, PoolKind,
+    PoolOptions, Spill, Store, Tier,
+};
+
+const BUDGET: u64 = 2 << 20;
+const FILE: u64 = 64 << 20;
+
+fn page(index: u32) -> Page {
+    let mut page = sample_page(&mut Random::new(index.into()));
+    page[..4].copy_from_slice(&index.to_le_bytes());
+    page
+}
+
+fn store_with(budget: u64, allocator: AllocatorKind, spill: Spill) -> (Store, PoolId) {
+    let store = Store::new(Config::new(budget).allocator(allocator).threads(1)).unwrap();
+    store.add_spill(spill).unwrap();
+    let pool = store.create_pool(PoolKind::Persistent, PoolOptions::default()).unwrap();
+    (store, pool)
+}
+
+fn store(tier: impl Tier + 'static) -> (Store, PoolId) {
+    store_with(BUDGET, AllocatorKind::default(), Spill::new(tier, FILE))
+}
+
+fn put_all(store: &Store, pool: PoolId, indexes: std::ops::Range<u32>) {
+    for index in indexes {
+        store.put(Key::new(pool, 0, index), &page(index)).unwrap();
+    }
+}
+
+fn assert_all(store: &Store, pool: PoolId, indexes: std::ops::Range<u32>) {
+    let mut out = [0; PAGE_SIZE];
+    for index in indexes {
+        assert!(store.get(Key::new(pool, 0, index), &mut out).unwrap(), "page {index} is lost");
+        assert!(out == page(index), "page {index} is another one");
+    }
+}
+
+const ALLOCATORS: [AllocatorKind; 4] =
+    [AllocatorKind::Log, AllocatorKind::Zsmalloc, AllocatorKind::Zbud, AllocatorKind::Xvmalloc];
+
+#[test]
+fn many_times_more_than_the_budget_comes_back() {
+    for allocator in ALLOCATORS {
+        for plain in [false, true] {
+            let tier = FileTier::unnamed(&std::env::temp_dir()).unwrap();
+            let spill = Spill::new(tier, FILE);
+            let (store, pool) = store_with(BUDGET, allocator, if plain { spill.plain() } else { spill });
+            put_all(&store, pool, 0..8000);
+            let stats = store.stats();
+            println!("{allocator:?}: {stats:?}");
+            assert!(stats.spill.zpages > 5000 && stats.memory_bytes <= BUDGET, "{stats:?}");
+            let mean = stats.spill.written_bytes / stats.spill.writes;
+            assert!(mean >= 48 << 10, "writes of {mean} bytes");
+            assert_all(&store, pool, 0..8000);
+            assert!(store.matches(Key::new(pool, 0, 1), &page(1)));
+            assert!(!store.matches(Key::new(pool, 0, 1), &page(2)));
+            assert_eq!(store.destroy_pool(pool), 8000);
+            store.maintain();
+            let spill = store.stats().spill;
+            assert_eq!((spill.zpages, spill.live_bytes), (0, 0));
+            assert!(spill.file_bytes <= 1 << 20 && spill.discards > 0, "{spill:?}");
+        }
+    }
+}
+
+#[test]
+fn what_is_read_comes_back_to_ram_when_there_is_room() {
+    let (store, pool) = store(MemoryTier::new());
+    put_all(&store, pool, 0..6000);
+    let spilled = store.stats().spill.zpages;
+    store.set_budget(32 << 20);
+    assert_all(&store, pool, 0..6000);
+    let spill = store.stats().spill;
+    assert_eq!((spill.zpages, spill.promoted), (0, spilled));
+    assert_all(&store, pool, 0..6000);
+    assert_eq!(store.stats().spill.fetched, spilled);
+}
+
+#[test]
+fn spilled_pages_are_cloned_rekeyed_liked_taken_and_replaced() {
+    let (store, pool) = store(MemoryTier::new());
+    put_all(&store, pool, 0..6000);
+    let clone = store.clone_pool(pool).unwrap();
+    store.rekey_range(pool, 0.into(), 0..3000, 0.into(), 10_000);
+    store.flush_range(pool, 0.into(), 3000..6000);
+    assert_all(&store, clone, 0..6000);
+    let mut out = [0; PAGE_SIZE];
+    for index in 0..3000 {
+        assert!(store.get(Key::new(pool, 0, 10_000 + index), &mut out).unwrap() && out == page(index));
+        assert!(!store.contains(Key::new(pool, 0, index)));
+    }
+    // A name for a page that is stored is not worth a page's place in RAM.
+    store.set_budget(4 << 20);
+    let liked = (0..3000).filter(|index| {
+        let (key, like) = (Key::new(pool, 1, *index), Key::new(clone, 0, *index));
+        assert!(!store.put_like(key, &page(index + 1), like));
+        store.put_like(key, &page(*index), like)
+    });
+    assert_eq!(liked.count(), 3000);
+    assert!(store.get(Key::new(pool, 1, 5), &mut out).unwrap() && out == page(5));
+    put_all(&store, clone, 6000..9000);
+    for index in 0..6000 {
+        store.put(Key::new(clone, 0, index), &page(index ^ 1)).unwrap();
+    }
+    for index in 0..6000 {
+        assert!(store.get(Key::new(clone, 0, index), &mut out).unwrap() && out == page(index ^ 1));
+    }
+    store.destroy_pool(pool);
+    store.destroy_pool(clone);
+    assert_eq!((store.stats().zpages, store.stats().spill.zpages), (0, 0));
+}
+
+#[test]
+fn exclusive_gets_take_spilled_pages() {
+    let (store, _) = store(MemoryTier::new());
+    let pool = store.create_pool(PoolKind::Persistent, PoolOptions::default().exclusive_gets(true)).unwrap();
+    put_all(&store, pool, 0..6000);
+    assert_all(&store, pool, 0..6000);
+    assert_eq!((store.stats().pages, store.stats().spill.zpages), (0, 0));
+}
+
+#[test]
+fn groups_are_spilled_whole() {
+    let (store, pool) = store_with(8 << 20, AllocatorKind::Log, Spill::new(MemoryTier::new(), FILE));
+    put_all(&store, pool, 0..4000);
+    for _ in 0..4 {
+        store.recompress(Duration::from_secs(60));
+    }
+    assert!(store.stats().recompressed > 1000);
+    let clone = store.clone_pool(pool).unwrap();
+    store.set_budget(2 << 20);
+    let before = store.stats();
+    assert!(before.spill.zpages > 100, "{before:?}");
+    assert_all(&store, clone, 0..4000);
+    store.set_budget(32 << 20);
+    assert_all(&store, pool, 0..4000);
+    store.destroy_pool(pool);
+    assert_all(&store, clone, 0..4000);
+    store.destroy_pool(clone);
+    assert_eq!((store.stats().zpages, store.stats().spill.zpages), (0, 0));
+}
+
+#[test]
+fn a_full_file_refuses_puts_and_keeps_what_it_has() {
+    let (store, pool) = store_with(BUDGET, AllocatorKind::default(), Spill::new(MemoryTier::new(), 4 << 20));
+    let accepted = (0..9000).filter(|index| store.put(Key::new(pool, 0, *index), &page(*index)).is_ok());
+    let accepted: Vec<_> = accepted.collect();
+    let stats = store.stats();
+    assert!(accepted.len() < 9000 && stats.spill.full > 0 && stats.refusals > 0, "{stats:?}");
+    let mut out = [0; PAGE_SIZE];
+    for index in &accepted {
+        assert!(store.get(Key::new(pool, 0, *index), &mut out).unwrap() && out == page(*index));
+    }
+    // Room in the file is room again.
+    assert!(accepted[..accepted.len() / 2].iter().all(|index| store.flush_page(Key::new(pool, 0, *index))));
+    let again = (20_000..20_500).filter(|index| store.put(Key::new(pool, 0, *index), &page(*index)).is_ok()).count();
+    assert_eq!(again, 500);
+}
+
+#[test]
+fn failing_writes_cost_no_page() {
+    for fault in [Fault::FailWrite, Fault::TearWrite, Fault::Full(3 << 20)] {
+        let tier = FaultyTier::new(MemoryTier::new(), fault, 1, 1);
+        let rate = tier.rate();
+        let (store, pool) = store(tier);
+        let keys: Vec<_> = (0..6000).filter(|i| store.put(Key::new(pool, 0, *i), &page(*i)).is_ok()).collect();
+        let stats = store.stats();
+        assert!(stats.spill.write_failures > 0 && keys.len() < 6000, "{fault:?}: {stats:?}");
+        let mut out = [0; PAGE_SIZE];
+        for index in &keys {
+            assert!(store.get(Key::new(pool, 0, *index), &mut out).unwrap() && out == page(*index));
+        }
+        // The disk works again, and after a rest it is tried again.
+        rate.set(0);
+        std::thread::sleep(Duration::from_millis(20));
+        let mut taken = false;
+        for _ in 0..1000 {
+            taken = store.put(Key::new(pool, 1, 0), &page(1)).is_ok();
+            if taken {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        assert!(taken && store.stats().spill.zpages > 0, "{fault:?}");
+    }
+}
+
+#[test]
+fn wrong_bytes_are_noticed_and_failed_reads_are_no_loss() {
+    let faults = [Fault::CorruptWrite, Fault::LoseWrite, Fault::CorruptRead, Fault::FailRead];
+    for (fault, plain) in faults.into_iter().flat_map(|fault| [(fault, false), (fault, true)]) {
+        let tier = FaultyTier::new(MemoryTier::new(), fault, 3, 5);
+        let rate = tier.rate();
+        let spill = Spill::new(tier, FILE);
+        let (store, pool) = store_with(BUDGET, AllocatorKind::default(), if plain { spill.plain() } else { spill });
+        put_all(&store, pool, 0..6000);
+        let read_all = || {
+            let mut out = [0; PAGE_SIZE];
+            let outcome = (0..6000).filter(|index| match store.get(Key::new(pool, 0, *index), &mut out) {
+                Ok(found) => {
+                    assert!(found && out == page(*index), "{fault:?}: page {index}");
+                    false
+                }
+                Err(error) => {
+                    assert_eq!(error.is_spill(), fault == Fault::FailRead, "{error}");
+                    assert!(error.is_spill() || error.is_corrupt(), "{error}");
+                    true
+                }
+            });
+            outcome.count() as u64
+        };
+        let bad = read_all();
+        let spill = store.stats().spill;
+        assert!(bad > 0 && bad == spill.damaged + spill.read_failures, "{fault:?}: {bad}, {spill:?}");
+        rate.set(0);
+        let still_bad = read_all();
+        assert_eq!(still_bad > 0, matches!(fault, Fault::CorruptWrite | Fault::LoseWrite), "{fault:?}");
+    }
+}
+
+#[test]
+fn a_store_has_one_file_and_not_too_small_a_one() {
+    let (store, _) = store(MemoryTier::new());
+    let memory = store.stats().memory_bytes;
+    assert!(store.add_spill(Spill::new(MemoryTier::new(), FILE)).is_err());
+    assert_eq!(store.stats().memory_bytes, memory);
+    let store = Store::new(Config::new(BUDGET)).unwrap();
+    let error = store.add_spill(Spill::new(MemoryTier::new(), 1 << 20)).unwrap_err();
+    assert!(error.to_string().contains("at least"), "{error}");
+}
+
+#[test]
+fn a_file_that_others_spoil_is_found_out() {
+    let path = std::env::temp_dir().join(format!("tmem-spoilt-{}", std::process::id()));
+    let (store, pool) = store(FileTier::open(&path).unwrap());
+    put_all(&store, pool, 0..6000);
+    let file = std::fs::File::options().write(true).open(&path).unwrap();
+    let len = file.metadata().unwrap().len();
+    let outcomes = |store: &Store| {
+        let mut out = [0; PAGE_SIZE];
+        let mut counts = [0; 3];
+        for index in 0..6000 {
+            match store.get(Key::new(pool, 0, index), &mut out) {
+                Ok(found) => {
+                    assert!(found && out == page(index));
+                    counts[0] += 1;
+                }
+                Err(error) if error.is_corrupt() => counts[1] += 1,
+                Err(error) => {
+                    assert!(error.is_spill(), "{error}");
+                    counts[2] += 1;
+                }
+            }
+        }
+        counts
+    };
+    // A megabyte of it is another one.
+    std::os::unix::fs::FileExt::write_all_at(&file, &vec![0x55; 1 << 20], 1 << 20).unwrap();
+    let [good, damaged, unreadable] = outcomes(&store);
+    assert!(good > 4000 && damaged > 300 && unreadable == 0, "{good} {damaged}");
+    file.set_len(len / 2).unwrap();
+    let [good, damaged, unreadable] = outcomes(&store);
+    assert!(good > 2000 && damaged > 300 && unreadable > 1000, "{good} {damaged} {unreadable}");
+    // What is spoilt can be replaced and flushed like anything else, and cleaning passes it by.
+    put_all(&store, pool, 0..6000);
+    while store.maintain().more {}
+    assert_all(&store, pool, 0..6000);
+    std::fs::remove_file(&path).unwrap();
+}
+
+/// The owners that records name are out of date: cleaning has to look for the words that name them now.
+#[test]
+fn records_are_found_whatever_became_of_their_owners() {
+    let (store, first) = store(MemoryTier::new());
+    put_all(&store, first, 0..12_000);
+    store.rekey_range(first, 0.into(), 0..12_000, 1.into(), 100_000);
+    // A clone of which only the clone is left.
+    let pool = store.clone_pool(first).unwrap();
+    store.rekey_range(pool, 1.into(), 100_000..106_000, 0.into(), 0);
+    store.destroy_pool(first);
+    let old = |index: u32| if index < 6000 { Key::new(pool, 0, index) } else { Key::new(pool, 1, 100_000 + index) };
+    for index in (0..12_000).filter(|index| index % 3 > 0) {
+        assert!(store.flush_page(old(index)));
+    }
+    let before = store.stats().spill;
+    while store.maintain().more {}
+    let spill = store.stats().spill;
+    assert!(before.file_bytes > 2 * before.live_bytes && spill.moved > 3000, "{before:?} {spill:?}");
+    assert!(spill.file_bytes <= spill.live_bytes * 13 / 10 + (1 << 20), "{spill:?}");
+    let mut out = [0; PAGE_SIZE];
+    for index in 0..12_000 {
+        assert_eq!(store.get(old(index), &mut out).unwrap(), index % 3 == 0);
+        assert!(index % 3 > 0 || out == page(index));
+    }
+    store.destroy_pool(pool);
+    assert_eq!((store.stats().zpages, store.stats().spill.zpages), (0, 0));
+}
+
+/// Pages come and go for long: what is dead in the file is taken back, also where pages got other keys, so that owners that
+/// the records name are out of date.
+fn churn(rekeys: bool) -> f64 {
+    let (store, pool) = store(MemoryTier::new());
+    let mut random = Random::new(3);
+    const PAGES: u64 = 24_000;
+    let mut object_of = vec![0; PAGES as usize];
+    put_all(&store, pool, 0..PAGES as u32);
+    let (mut worst, mut sum, mut samples) = (0.0f64, 0.0, 0.0);
+    for step in 0..6 * PAGES {
+        // Four in five of the pages that change are from a fifth of all.
+        let among = if random.below(5) == 0 { PAGES } else { PAGES / 5 };
+        let index = random.below(among) as u32;
+        let object = &mut object_of[index as usize];
+        if rekeys && random.below(4) == 0 {
+            store.rekey_range(pool, (*object).into(), index..index + 1, (*object + 1).into(), index);
+            *object += 1;
+        }
+        store.put(Key::new(pool, *object, index), &page(index ^ (step as u32) << 16)).unwrap();
+        if step % 64 == 0 {
+            store.maintain();
+        }
+        if step % 512 == 0 && step > PAGES {
+            let spill = store.stats().spill;
+            let amplification = spill.file_bytes as f64 / spill.live_bytes as f64;
+            (worst, sum, samples) = (worst.max(amplification), sum + amplification, samples + 1.0);
+        }
+    }
+    let stats = store.stats();
+    println!("rekeys {rekeys}: space amplification mean {:.3}, worst {worst:.3}; {:?}", sum / samples, stats.spill);
+    assert!(stats.spill.cleaned > 0 && stats.spill.moved > 0);
+    assert_eq!(stats.spill.damaged, 0);
+    assert_eq!(stats.pages, PAGES);
+    store.destroy_pool(pool);
+    assert_eq!(store.stats().spill.zpages, 0);
+    worst
+}
+
+#[test]
+fn the_file_stays_small_while_pages_come_and_go() {
+    let worst = churn(false);
+    assert!(worst <= 1.3, "{worst}");
+}
+
+#[test]
+fn the_file_stays_small_while_pages_get_other_keys() {
+    let worst = churn(true);
+    assert!(worst <= 1.3, "{worst}");
+}
