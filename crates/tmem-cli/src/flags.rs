@@ -71,7 +71,9 @@ Exit status: that of the command; if a signal ended the command, tmem dies by th
 Examples:
   tmem run --ram 512M -- python3 job.py
   tmem run --ram 50% --progress sort -S 4G big.txt -o sorted.txt
-  tmem run --ram 1.5G --stats stats.json --on-full kill -- ./simulate --steps 1000";
+  tmem run --ram 1.5G --stats stats.json --on-full kill -- ./simulate --steps 1000
+  tmem run --ram 1G --spill /mnt/nvme:20G -- ./unpack-photos
+  tmem run --ram 1G --spill off --on-full kill -- ./never-on-disk";
 
 const ATTACH_NOTES: &str = "\
 tmem stays in the foreground until the program ends (exit status 0). Ctrl-C, SIGTERM or `tmem detach PID` bring every \
@@ -176,6 +178,18 @@ pub struct BudgetArgs {
     /// What to do when what is stored cannot be made smaller any more.
     #[arg(long, value_name = "ACTION", value_enum, default_value_t)]
     pub on_full: OnFull,
+    /// Where packed pages go that RAM has no room for: auto, off, a directory, or a file with or without a size.
+    ///
+    /// auto: a temporary file without a name on a real disk, in $TMPDIR, /var/tmp, the working directory or /tmp. It takes no room
+    /// before it is needed and is gone with tmem, however that ends. If none of them is on a disk, as with off. DIR: the same
+    /// there, as in `--spill /mnt/nvme`. FILE: a file of that name, as in `--spill /mnt/nvme/spill:20G`; it must not exist or be empty, and is
+    /// removed at the end. :SIZE, behind a directory too, is how large it may grow; without it, half of what is free. A
+    /// file called auto or off is ./auto or ./off.
+    #[arg(long, value_name = "auto|off|DIR|FILE[:SIZE]", default_value = "auto", value_hint = ValueHint::AnyPath)]
+    pub spill: OsString,
+    /// Do not encrypt what is spilled. Otherwise only this tmem can read it, with a key that is nowhere but in its memory.
+    #[arg(long)]
+    pub spill_plain: bool,
     /// Write one JSON object with figures at the end: to FILE, or to standard output for '-'.
     ///
     /// docs/stats.md describes the fields. With '-' it follows the command's own output, as its last line.

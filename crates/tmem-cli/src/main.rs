@@ -6,6 +6,7 @@ mod estimate;
 mod flags;
 mod manual;
 mod size;
+mod spill;
 mod stats;
 
 use std::io::{self, Write};
@@ -61,8 +62,13 @@ fn detach(args: &DetachArgs) -> anyhow::Result<ExitCode> {
 }
 
 fn prepare(budget: &BudgetArgs) -> anyhow::Result<(tmem_run::Options, StatsSink)> {
-    let options =
-        tmem_run::Options { ram_bytes: budget.ram.bytes()?, on_full: budget.on_full.into(), progress: budget.progress };
+    let options = tmem_run::Options {
+        ram_bytes: budget.ram.bytes()?,
+        on_full: budget.on_full.into(),
+        progress: budget.progress,
+        spill: spill::parse(&budget.spill)?,
+        spill_plain: budget.spill_plain,
+    };
     if let Some(obstacle) = tmem_run::doctor::obstacle() {
         anyhow::bail!(obstacle);
     }

@@ -9,6 +9,8 @@ use std::path::Path;
 
 use serde::Serialize;
 
+use crate::spill;
+
 /// How a check came out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -64,6 +66,7 @@ pub fn examine() -> Vec<Check> {
     let mut checks = vec![architecture(), kernel(), ptrace_capability(&me)];
     checks.extend(userfaultfd(&me));
     checks.extend([ptrace_scope(&me), foreign_memory(), thread_pidfd(), pagemap_scan(), seccomp(&me)]);
+    checks.push(spill_folder());
     checks.extend([huge_pages(), memory_limit()].into_iter().flatten());
     checks
 }
@@ -396,6 +399,16 @@ fn seccomp(me: &Privileges) -> Check {
             Check::missing(NAME, "strict mode: nothing can be started from here").fix("start tmem from another process")
         }
         _ => Check::note(NAME, "a filter is in place; what it refuses is listed above"),
+    }
+}
+
+/// Where `--spill auto` puts its file.
+fn spill_folder() -> Check {
+    const NAME: &str = "disk to spill to";
+    match spill::automatic_folder() {
+        Some((folder, bytes)) => Check::ok(NAME, format!("{}, up to {} MiB of it", folder.display(), bytes >> 20)),
+        None => Check::note(NAME, "none: TMPDIR, /var/tmp, the working directory and /tmp are in RAM, full or read-only")
+            .fix("tmem run --spill DIRECTORY ...   (a directory on a disk; without one, what does not compress stays in RAM)"),
     }
 }
 

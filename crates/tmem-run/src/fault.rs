@@ -39,6 +39,14 @@ enum Served {
     Parked,
 }
 
+/// An error with what it came from.
+fn with_source(error: &tmem::Error) -> String {
+    match std::error::Error::source(error) {
+        Some(source) => format!("{error}: {source}"),
+        None => error.to_string(),
+    }
+}
+
 impl Space {
     /// Reads and handles everything that waits: first events, then faults.
     pub fn pump(&self, shared: &Shared, inner: &mut Inner, scratch: &mut Scratch) {
@@ -219,10 +227,19 @@ impl Space {
         let buffer = &mut scratch.buffer[..(pages * PAGE) as usize];
         for (i, out) in buffer.chunks_exact_mut(PAGE as usize).enumerate() {
             let out: &mut tmem::Page = out.try_into().expect("chunks are pages");
-            if !matches!(shared.store.get(inner.key(first + i as u64), out), Ok(true)) {
-                shared.fail_stop(self.pid.load(Relaxed), "a stored page could not be read back");
-                return Served::Done;
+            let found = shared.store.get(inner.key(first + i as u64), out);
+            if matches!(found, Ok(true)) {
+                continue;
             }
+            if first + i as u64 != page {
+                // Perhaps nobody will ever ask for that one.
+                return self.fetch(shared, inner, scratch, page, 1);
+            }
+            let why = found.err().map_or_else(|| "it is missing".to_owned(), |error| with_source(&error));
+            shared.fail_stop(self.pid.load(Relaxed), &format!("a stored page could not be read back: {why}"));
+            // Nobody goes on asking for it.
+            inner.dead = true;
+            return Served::Done;
         }
         let (mut done, mut step) = (0, pages);
         while done < pages {
@@ -254,10 +271,13 @@ impl Space {
         if pages == 0 {
             return;
         }
+        // A copy that may be on disk takes longer to compare than to make anew.
+        let keeps_small = shared.spill.taken_back() == 0;
         for page in first..first + pages {
             let meta = inner.pages.get(page);
-            let home = meta.home().cached(meta.is_small());
-            if !meta.is_small() {
+            let keeps = keeps_small && meta.is_small();
+            let home = meta.home().cached(keeps);
+            if !keeps {
                 shared.store.flush_page(inner.key(page));
             }
             let soon = page == asked && pages == 1 && shared.is_soon(meta.epoch());

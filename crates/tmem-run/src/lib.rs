@@ -27,6 +27,7 @@ mod report;
 mod shared;
 mod signals;
 mod space;
+mod spill;
 mod start;
 mod streams;
 mod supervisor;
@@ -39,7 +40,7 @@ mod zeros;
 
 pub use control::{Detached, detach};
 pub use error::Error;
-pub use options::{OnFull, Options};
-pub use report::{FaultTimes, Report};
+pub use options::{OnFull, Options, Spill};
+pub use report::{FaultTimes, Report, SpillFigures};
 pub use start::{attach, run};
 pub use supervisor::{Ending, Outcome};

@@ -1,5 +1,7 @@
 //! What a user may ask of `run` and `attach`.
 
+use std::path::PathBuf;
+
 /// What happens when memory over the budget cannot be made smaller any more.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum OnFull {
@@ -12,6 +14,24 @@ pub enum OnFull {
     Kill,
 }
 
+/// Where zpages go that RAM has no room for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Spill {
+    /// A file without a name on a real disk: in `$TMPDIR`, `/var/tmp`, the working directory or `/tmp`. Nowhere, if none of
+    /// them is on one.
+    #[default]
+    Auto,
+    /// Nowhere.
+    Off,
+    /// In a directory, a file without a name; else a file of this name, which must be empty if it is there already.
+    At {
+        /// The directory or file.
+        path: PathBuf,
+        /// What the file may take; if not said, half of what is free when the program starts.
+        bytes_max: Option<u64>,
+    },
+}
+
 /// Settings of one supervisor.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -21,4 +41,8 @@ pub struct Options {
     pub on_full: OnFull,
     /// Draw a live line on stderr when it is a terminal.
     pub progress: bool,
+    /// Where zpages go that RAM has no room for.
+    pub spill: Spill,
+    /// Do not encrypt what is spilled.
+    pub spill_plain: bool,
 }

@@ -16,6 +16,23 @@ pub struct FaultTimes {
     pub p99: u64,
 }
 
+/// What went to the spill file and came back from it.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub struct SpillFigures {
+    /// Bytes written to it, with heads, seals and padding.
+    pub written_bytes: u64,
+    /// Packed pages that went out of RAM; a group counts once.
+    pub zpages_out: u64,
+    /// Packed pages that were read for a program.
+    pub zpages_back: u64,
+    /// Peak of what it took on the disk.
+    pub file_peak_bytes: u64,
+    /// Writes that failed; no page is lost by that.
+    pub write_failures: u64,
+    /// Reads that failed, and those that found something else than was written.
+    pub read_failures: u64,
+}
+
 /// Figures of one run; every field is documented here and in `docs/stats.md`.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Report {
@@ -39,6 +56,8 @@ pub struct Report {
     pub swapcache_hits: u64,
     /// Pages that were cold for long and packed again, together with their neighbours.
     pub pages_recompressed: u64,
+    /// The spill file; all zero if nothing was spilled.
+    pub spill: SpillFigures,
     /// Pages filled with zeros on first touch inside managed ranges.
     pub pages_zero_filled: u64,
     /// Time to serve a fault.

@@ -17,6 +17,7 @@ use crate::error::Error;
 use crate::guard::Guard;
 use crate::keeper::Keeper;
 use crate::space::Space;
+use crate::spill::SpillFile;
 use crate::sys::{self, PAGE, Uffd};
 use crate::upkeep::Upkeep;
 
@@ -29,6 +30,9 @@ const STORE_BUDGET_FACTOR: u64 = 64;
 
 /// See [`Shared::raise_floor`].
 const EXCESS_BYTES: u64 = 24 << 20;
+
+/// Programs keep this part of the budget while there is a spill file that works: what is stored beyond the rest goes there.
+const PROGRAMS_PART: u64 = 2;
 
 /// Smallest budget that leaves a program something beside the supervisor's own memory.
 pub const RAM_BYTES_MIN: u64 = 12 << 20;
@@ -63,6 +67,8 @@ impl Limits {
 pub struct Shared {
     /// Evicted pages.
     pub store: Store,
+    /// Where the store's coldest pages go when RAM has no room for them.
+    pub spill: SpillFile,
     /// Thresholds.
     pub limits: Limits,
     /// Worker threads, each with a staging area in every space.
@@ -81,6 +87,8 @@ pub struct Shared {
     pub gate: RwLock<()>,
     /// The supervisor's own memory, above all the store, at the last sample, in bytes.
     pub own: AtomicU64,
+    /// Of that, what is not the store's.
+    pub besides: AtomicU64,
     /// What the programs may hold in any case, in bytes: less would stop them.
     floor: AtomicU64,
     /// Steps of eviction without result since the last one with.
@@ -114,7 +122,7 @@ pub struct Shared {
 
 impl Shared {
     /// State for a budget of `ram` bytes and this many worker threads.
-    pub fn new(ram: u64, workers: usize, guard: Guard) -> Result<Shared, Error> {
+    pub fn new(ram: u64, workers: usize, guard: Guard, spill: SpillFile) -> Result<Shared, Error> {
         let store = Store::new(Config::new(ram.saturating_mul(STORE_BUDGET_FACTOR)))
             .map_err(|e| Error::own(format!("the page store: {e}")))?;
         let device = OpenOptions::new().read(true).write(true).open("/dev/userfaultfd").ok().map(OwnedFd::from);
@@ -125,6 +133,7 @@ impl Shared {
         epolls.iter().zip(&bells).for_each(|(epoll, bell)| watch(epoll, bell.as_raw_fd(), BELL));
         Ok(Shared {
             store,
+            spill,
             limits: Limits::new(ram),
             workers,
             device,
@@ -134,6 +143,7 @@ impl Shared {
             stopping: AtomicBool::new(false),
             gate: RwLock::new(()),
             own: AtomicU64::new(0),
+            besides: AtomicU64::new(0),
             floor: AtomicU64::new(floor_of(ram)),
             fruitless: AtomicU32::new(0),
             finds: AtomicU32::new(0),
@@ -283,11 +293,22 @@ impl Shared {
         self.account.estimate() > self.limits.high.midpoint(self.limits.ram)
     }
 
+    /// True when the store has more than its part of the budget: then its coldest pages leave RAM, if they can, rather than
+    /// more of the programs'.
+    pub fn should_spill(&self) -> bool {
+        let store_part = self.limits.ram - self.limits.ram / PROGRAMS_PART;
+        self.spill.works() && self.store.stats().memory_bytes + self.besides.load(Relaxed) > store_part
+    }
+
+    /// True if faults are served by this worker rather than by another one.
+    pub fn serves(&self, worker: usize) -> bool {
+        self.workers > 1 && worker == self.busiest.load(Relaxed)
+    }
+
     /// Lets a worker evict, if there is need and nobody does already, or if one alone does not keep up. So the program
     /// keeps its processors. Whoever serves faults goes on with that as long as others keep up.
     pub fn take_turn(&self, worker: usize) -> Option<Turn<'_>> {
-        let serves = self.workers > 1 && worker == self.busiest.load(Relaxed);
-        if !self.is_tight() || (serves && !self.is_urgent()) {
+        if !self.is_tight() || (self.serves(worker) && !self.is_urgent()) {
             return None;
         }
         let turn = Turn(&self.evicting);

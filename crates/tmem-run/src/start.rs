@@ -12,6 +12,7 @@ use crate::options::Options;
 use crate::proc;
 use crate::shared::RAM_BYTES_MIN;
 use crate::signals::Signals;
+use crate::spill::SpillFile;
 use crate::supervisor::{Outcome, Supervisor};
 use crate::sys;
 use crate::tree::{Root, Tree};
@@ -22,6 +23,7 @@ use crate::tree::{Root, Tree};
 /// When the command cannot be started (exit status 126 or 127) or tmem cannot work here (125).
 pub fn run(command: &[OsString], options: &Options) -> Result<Outcome, Error> {
     check_budget(options)?;
+    let spill = SpillFile::prepare(options)?;
     let Some((program, args)) = command.split_first() else { return Err(Error::own("no command was given")) };
     // SAFETY: plain system call; orphans of the tree become our children instead of init's.
     unsafe { libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) };
@@ -41,7 +43,7 @@ pub fn run(command: &[OsString], options: &Options) -> Result<Outcome, Error> {
         }
     };
     let tree = Tree::new(Root::Below { guard: guard.pid() });
-    let supervisor = Supervisor::new(options, (guard, mark), signals, tree, child, true).inspect_err(|_| {
+    let supervisor = Supervisor::new(options, (guard, mark, spill), signals, tree, child, true).inspect_err(|_| {
         // Better no program than one without its budget.
         sys::kill(child, libc::SIGKILL);
     })?;
@@ -56,10 +58,12 @@ pub fn attach(pid: u32, options: &Options) -> Result<Outcome, Error> {
     check_budget(options)?;
     let pid = pid as i32;
     check_target(pid)?;
+    let spill = SpillFile::prepare(options)?;
     let mark = Mark::new()?;
     let guard = Guard::start().map_err(|e| Error::own(format!("the guard process cannot be started: {e}")))?;
     let signals = Signals::open().map_err(|e| Error::own(format!("signalfd: {e}")))?;
-    let mut supervisor = Supervisor::new(options, (guard, mark), signals, Tree::new(Root::Process(pid)), pid, false)?;
+    let mut supervisor =
+        Supervisor::new(options, (guard, mark, spill), signals, Tree::new(Root::Process(pid)), pid, false)?;
     // An attachment should fail now, not when memory runs short.
     supervisor
         .take_charge_now(pid)

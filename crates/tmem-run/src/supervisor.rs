@@ -23,6 +23,7 @@ use crate::report::Report;
 use crate::shared::Shared;
 use crate::signals::{Signal, Signals};
 use crate::space::{Probe, Space};
+use crate::spill::SpillFile;
 use crate::sys;
 use crate::throttle::Throttle;
 use crate::tree::{Process, Tree};
@@ -76,6 +77,8 @@ pub struct Supervisor {
     binding: Binding,
     over_since: Option<Instant>,
     told_full: bool,
+    /// What spilling has taken back, and when that was last more than before.
+    spilled: (u64, Instant),
     /// Detached by request: nothing is managed any more.
     released: bool,
     drawn: Instant,
@@ -88,7 +91,7 @@ impl Supervisor {
     /// When somebody else manages it, or the system refuses what we need.
     pub fn new(
         options: &Options,
-        (guard, mark): (Guard, Mark),
+        (guard, mark, spill): (Guard, Mark, SpillFile),
         signals: Signals,
         tree: Tree,
         main: i32,
@@ -96,7 +99,7 @@ impl Supervisor {
     ) -> Result<Supervisor, Error> {
         let control = Control::claim(main, mark)?;
         let processors = std::thread::available_parallelism().map_or(1, usize::from);
-        let shared = Arc::new(Shared::new(options.ram_bytes, processors.clamp(1, 4), guard)?);
+        let shared = Arc::new(Shared::new(options.ram_bytes, processors.clamp(1, 4), guard, spill)?);
         workers::start(&shared);
         // The program was started before, so it does not inherit this.
         workers::set_priority(0, -10);
@@ -119,6 +122,7 @@ impl Supervisor {
             binding: Binding::new(),
             over_since: None,
             told_full: false,
+            spilled: (0, now),
             released: false,
             drawn: now,
         })
@@ -198,8 +202,11 @@ impl Supervisor {
         r.store_peak_bytes = r.store_peak_bytes.max(own);
         r.over_budget_peak_bytes = r.over_budget_peak_bytes.max(total.saturating_sub(r.ram_limit_bytes));
         let stats = self.shared.store.stats();
-        if stats.pages > 0 && stats.compressed_bytes > 0 {
-            let ratio = stats.original_bytes as f64 / stats.compressed_bytes as f64;
+        self.shared.besides.store(own.saturating_sub(stats.memory_bytes), Relaxed);
+        r.spill.file_peak_bytes = r.spill.file_peak_bytes.max(stats.spill.file_bytes);
+        let packed_bytes = stats.compressed_bytes + stats.spill.live_bytes;
+        if stats.pages > 0 && packed_bytes > 0 {
+            let ratio = stats.original_bytes as f64 / packed_bytes as f64;
             // The ratio that mattered: while most was stored.
             if own == r.store_peak_bytes || r.compression_ratio == 0.0 {
                 r.compression_ratio = ratio;
@@ -373,7 +380,19 @@ impl Supervisor {
         }
         // Either eviction says that it finds nothing, or it had a second and did not get there.
         let barren = shared.patience().is_zero();
-        let enough = Duration::from_millis(if barren { 200 } else { 1000 });
+        let spilled = shared.spill.taken_back();
+        if spilled > self.spilled.0 {
+            self.spilled = (spilled, Instant::now());
+        }
+        // A disk takes its time, but not for ever.
+        let spills = spilled > 0 && self.spilled.1.elapsed() < Duration::from_secs(1);
+        let enough = Duration::from_millis(if spills {
+            10_000
+        } else if barren {
+            200
+        } else {
+            1000
+        });
         if self.over_since.get_or_insert_with(Instant::now).elapsed() < enough {
             return;
         }
@@ -418,8 +437,12 @@ impl Supervisor {
         self.drawn = Instant::now();
         let stats = self.shared.store.stats();
         let c = &self.shared.counters;
+        let spilled = match stats.spill.live_bytes >> 20 {
+            0 => String::new(),
+            mib => format!(" and {mib} MiB on disk"),
+        };
         eprint!(
-            "\r\x1b[Ktmem: {} of {} MiB in use, {} MiB stored in {} MiB, {} pages out, {} back ",
+            "\r\x1b[Ktmem: {} of {} MiB in use, {} MiB stored in {} MiB{spilled}, {} pages out, {} back ",
             total >> 20,
             self.shared.limits.ram >> 20,
             stats.original_bytes >> 20,
@@ -517,6 +540,7 @@ impl Supervisor {
         self.shared.stopping.store(true, Relaxed);
         self.shared.need_room();
         self.shared.dismiss_guard();
+        self.shared.spill.clear();
         if self.options.progress && std::io::stderr().is_terminal() {
             eprint!("\r\x1b[K");
         }
@@ -527,7 +551,13 @@ impl Supervisor {
         r.pages_read_ahead = c.pages_read_ahead.load(Relaxed);
         r.pages_from_staging = c.pages_from_staging.load(Relaxed);
         r.swapcache_hits = c.swapcache_hits.load(Relaxed);
-        r.pages_recompressed = self.shared.store.stats().recompressed;
+        let stats = self.shared.store.stats();
+        r.pages_recompressed = stats.recompressed;
+        r.spill.written_bytes = stats.spill.written_bytes;
+        r.spill.zpages_out = stats.spill.spilled.saturating_sub(stats.spill.moved);
+        r.spill.zpages_back = stats.spill.fetched;
+        r.spill.write_failures = stats.spill.write_failures;
+        r.spill.read_failures = stats.spill.read_failures + stats.spill.damaged;
         r.pages_zero_filled = c.pages_zero_filled.load(Relaxed);
         r.on_full_events = c.on_full_events.load(Relaxed);
         r.processes_managed = c.processes_managed.load(Relaxed);

@@ -168,9 +168,20 @@ fn make_room(shared: &Shared, evictor: &mut Evictor, server: &mut Server) -> Res
     let _gate = shared.gate.read().unwrap_or_else(PoisonError::into_inner);
     let mut barren = 0;
     let mut result = Ok(());
-    let is_wanted =
-        || shared.account.estimate() > shared.limits.low && !shared.is_at_floor() && !shared.stopping.load(Relaxed);
+    let is_wanted = || shared.account.estimate() > shared.limits.low && !shared.stopping.load(Relaxed);
     while result.is_ok() && is_wanted() {
+        if shared.should_spill() {
+            if shared.serves(server.which) {
+                // A write would keep faults waiting; others do it.
+                break;
+            }
+            if spill(shared, server) {
+                continue;
+            }
+        }
+        if shared.is_at_floor() {
+            break;
+        }
         let (began, finds) = (Instant::now(), shared.finds.load(Relaxed));
         let fruitful = candidates(shared).iter().any(|space| {
             let step = evictor.step(shared, space, server);
@@ -191,6 +202,20 @@ fn make_room(shared: &Shared, evictor: &mut Evictor, server: &mut Server) -> Res
     }
     shared.spaces().iter().for_each(|space| evictor.rest(shared, space));
     result
+}
+
+/// Moves cold pages of the store to the spill file. False if that got nowhere.
+fn spill(shared: &Shared, server: &mut Server) -> bool {
+    let bytes = shared.spill.step(&shared.store);
+    if bytes == 0 {
+        return false;
+    }
+    shared.account.note(-(bytes as i64));
+    shared.fruitless.store(0, Relaxed);
+    shared.need_room();
+    server.serve(shared, Duration::ZERO);
+    serve_parked(shared, &mut server.scratch);
+    true
 }
 
 /// Spaces in the order of the age of their oldest page.

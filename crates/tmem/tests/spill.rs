@@ -47,6 +47,19 @@ const ALLOCATORS: [AllocatorKind; 4] =
     [AllocatorKind::Log, AllocatorKind::Zsmalloc, AllocatorKind::Zbud, AllocatorKind::Xvmalloc];
 
 #[test]
+fn what_is_flushed_after_gets_does_not_come_back_to_ram() {
+    let spill = Spill::new(MemoryTier::new(), FILE).flushed_after_gets();
+    let (store, pool) = store_with(BUDGET, AllocatorKind::default(), spill);
+    put_all(&store, pool, 0..4000);
+    for index in 2000..4000 {
+        store.flush_page(Key::new(pool, 0, index));
+    }
+    assert_all(&store, pool, 0..2000);
+    let spill = store.stats().spill;
+    assert!(spill.fetched > 500 && spill.promoted < spill.fetched / 4, "{spill:?}");
+}
+
+#[test]
 fn many_times_more_than_the_budget_comes_back() {
     for allocator in ALLOCATORS {
         for plain in [false, true] {

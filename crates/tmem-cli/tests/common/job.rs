@@ -18,6 +18,7 @@ use super::{MIB, tmem};
 pub struct Job {
     command: Vec<OsString>,
     ram_bytes: Option<u64>,
+    flags: Vec<OsString>,
     input: Vec<u8>,
     env: Vec<(OsString, OsString)>,
     timeout: Duration,
@@ -27,12 +28,25 @@ impl Job {
     /// The command as it is.
     pub fn native(command: impl IntoIterator<Item = impl Into<OsString>>) -> Self {
         let command = command.into_iter().map(Into::into).collect();
-        Self { command, ram_bytes: None, input: Vec::new(), env: Vec::new(), timeout: Duration::from_secs(120) }
+        Self {
+            command,
+            ram_bytes: None,
+            flags: Vec::new(),
+            input: Vec::new(),
+            env: Vec::new(),
+            timeout: Duration::from_secs(120),
+        }
     }
 
     /// The same command under `tmem run` with this budget.
     pub fn under_tmem(mut self, ram_bytes: u64) -> Self {
         self.ram_bytes = Some(ram_bytes);
+        self
+    }
+
+    /// More flags for `tmem run`.
+    pub fn flags(mut self, flags: impl IntoIterator<Item = impl Into<OsString>>) -> Self {
+        self.flags.extend(flags.into_iter().map(Into::into));
         self
     }
 
@@ -114,6 +128,7 @@ impl Job {
                     .arg(ram.to_string())
                     .arg("--stats")
                     .arg(stats)
+                    .args(&self.flags)
                     .arg("--")
                     .args(&self.command);
                 command

@@ -133,7 +133,7 @@ impl Store {
     /// pinned.
     fn promote(&self, extent: Extent, slot: Slot, payload: &[u8]) {
         let room = self.budget.limit() / PROMOTION_PART + payload.len() as u64;
-        if !self.budget.has_room(room, Purpose::Admit) {
+        if !self.spill_file().promotes(extent) || !self.budget.has_room(room, Purpose::Admit) {
             return;
         }
         let encoding = extent.encoding;

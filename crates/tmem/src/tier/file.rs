@@ -5,6 +5,7 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use super::Tier;
 
@@ -17,12 +18,31 @@ pub struct FileTier {
 }
 
 impl FileTier {
-    /// A file without a name on the disk of the directory `dir`: whatever becomes of the process, nothing of it is left.
+    /// A file that was opened for reading and writing. What it holds is overwritten.
+    #[must_use]
+    pub fn new(file: File) -> Self {
+        // SAFETY: the calls take no memory of ours, only a descriptor that is open.
+        let direct = unsafe {
+            let flags = libc::fcntl(file.as_raw_fd(), libc::F_GETFL);
+            flags >= 0 && libc::fcntl(file.as_raw_fd(), libc::F_SETFL, flags | libc::O_DIRECT) == 0
+        };
+        Self { file, direct }
+    }
+
+    /// A file without a name on the disk of the directory `dir`: whatever becomes of the process, nothing of it is left. Where
+    /// the file system has no such files (`O_TMPFILE`), it has a name for a moment.
     ///
     /// # Errors
-    /// When the directory cannot be written, or its file system has no files without names (`O_TMPFILE`).
+    /// When the directory cannot be written.
     pub fn unnamed(dir: &Path) -> io::Result<Self> {
-        Self::open_with(dir, OpenOptions::new().read(true).write(true).mode(0o600), libc::O_TMPFILE)
+        match private().custom_flags(libc::O_TMPFILE).open(dir) {
+            Ok(file) => Ok(Self::new(file)),
+            // What file systems and kernels without O_TMPFILE answer.
+            Err(error) if matches!(error.raw_os_error(), Some(libc::EOPNOTSUPP | libc::EISDIR)) => {
+                named_for_a_moment(dir)
+            }
+            Err(error) => Err(error),
+        }
     }
 
     /// The file or block device at `path`, made if it is not there. What it holds is overwritten.
@@ -30,24 +50,35 @@ impl FileTier {
     /// # Errors
     /// When it cannot be opened for reading and writing.
     pub fn open(path: &Path) -> io::Result<Self> {
-        Self::open_with(path, OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600), 0)
-    }
-
-    fn open_with(path: &Path, options: &mut OpenOptions, flags: i32) -> io::Result<Self> {
-        match options.custom_flags(flags | libc::O_DIRECT).open(path) {
-            Ok(file) => Ok(Self { file, direct: true }),
-            // What a file system without O_DIRECT answers.
-            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
-                Ok(Self { file: options.custom_flags(flags).open(path)?, direct: false })
-            }
-            Err(error) => Err(error),
-        }
+        private().create(true).truncate(false).open(path).map(Self::new)
     }
 
     /// Whether the page cache is passed by.
     #[must_use]
     pub fn is_direct(&self) -> bool {
         self.direct
+    }
+}
+
+/// For reading and writing; if it is made, nobody else may.
+fn private() -> OpenOptions {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).mode(0o600);
+    options
+}
+
+fn named_for_a_moment(dir: &Path) -> io::Result<FileTier> {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    loop {
+        let path = dir.join(format!(".tmem-{}-{}", std::process::id(), NEXT.fetch_add(1, Relaxed)));
+        match private().create_new(true).open(&path) {
+            Ok(file) => {
+                std::fs::remove_file(&path)?;
+                return Ok(FileTier::new(file));
+            }
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(error) => return Err(error),
+        }
     }
 }
 
@@ -93,6 +124,13 @@ mod tests {
         tier.discard(1 << 20, 64 << 10).unwrap();
         assert!(tier.file.metadata().unwrap().blocks() + 128 <= blocks);
         assert!(tier.read(2 << 20, &mut buffer.bytes()[..4096]).is_err(), "behind the end");
+    }
+
+    #[test]
+    fn a_file_that_had_a_name_for_a_moment_has_none() {
+        let tier = named_for_a_moment(&std::env::temp_dir()).unwrap();
+        assert_eq!(tier.file.metadata().unwrap().nlink(), 0);
+        tier.write(0, Buffer::new(4096).bytes()).unwrap();
     }
 
     #[test]

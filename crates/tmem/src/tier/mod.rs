@@ -82,13 +82,14 @@ pub struct Spill {
     pub(crate) tier: Box<dyn Tier>,
     pub(crate) bytes_max: u64,
     pub(crate) plain: bool,
+    pub(crate) flushed_after_gets: bool,
 }
 
 impl Spill {
     /// Spills into the first `bytes_max` bytes of a tier, encrypted with a key that nobody but this process knows and
     /// that is gone with it.
     pub fn new(tier: impl Tier + 'static, bytes_max: u64) -> Self {
-        Self { tier: Box::new(tier), bytes_max, plain: false }
+        Self { tier: Box::new(tier), bytes_max, plain: false, flushed_after_gets: false }
     }
 
     /// Does not encrypt. What is read is checked all the same, against accidents, not against people.
@@ -97,11 +98,23 @@ impl Spill {
         self.plain = true;
         self
     }
+
+    /// Says that whoever gets a page keeps it and flushes it here soon. Such a page does not come back to RAM, except with a
+    /// group, because the other pages of that are likely to be wanted next.
+    #[must_use]
+    pub fn flushed_after_gets(mut self) -> Self {
+        self.flushed_after_gets = true;
+        self
+    }
 }
 
 impl std::fmt::Debug for Spill {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { bytes_max, plain, tier: _ } = self;
-        f.debug_struct("Spill").field("bytes_max", bytes_max).field("plain", plain).finish_non_exhaustive()
+        let Self { bytes_max, plain, flushed_after_gets, tier: _ } = self;
+        f.debug_struct("Spill")
+            .field("bytes_max", bytes_max)
+            .field("plain", plain)
+            .field("flushed_after_gets", flushed_after_gets)
+            .finish_non_exhaustive()
     }
 }

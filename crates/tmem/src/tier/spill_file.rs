@@ -14,6 +14,7 @@ use super::segments::{Pin, Segments};
 use super::writer::SWEEPING;
 use super::{Spill, TIER_BLOCK_BYTES, Tier, Writer};
 use crate::budget::Budget;
+use crate::codec::Encoding;
 use crate::error::{Error, ErrorKind};
 use crate::stats::SpillStats;
 use crate::sync::{Mutex, MutexGuard, Rank, lock, try_lock};
@@ -72,6 +73,8 @@ pub(crate) struct SpillFile {
     pub(super) segments: Segments,
     pub(super) counters: Counters,
     pub(super) budget: Arc<Budget>,
+    /// See [`Spill::flushed_after_gets`].
+    flushed_after_gets: bool,
     writer: Mutex<Writer>,
     fetchers: Box<[Mutex<Option<Buffer>>]>,
     /// What the writer reads with, so that nobody who reads a page waits for it.
@@ -96,6 +99,7 @@ impl SpillFile {
             segments: Segments::new(u32::try_from(max).unwrap_or(u32::MAX)),
             counters: Counters::default(),
             budget: Arc::clone(budget),
+            flushed_after_gets: spill.flushed_after_gets,
             writer: Mutex::new(Rank::Writer, Writer::new(budget.limit())),
             fetchers: (0..threads.max(1)).map(|_| Mutex::new(Rank::Fetcher, None)).collect(),
             cleaner: Mutex::new(Rank::Fetcher, None),
@@ -270,6 +274,11 @@ impl SpillFile {
 
     pub(crate) fn count_moved(&self, moved: bool) {
         self.counters.moved.fetch_add(moved.into(), Relaxed);
+    }
+
+    /// Whether what was read from the file should come back to RAM if there is room.
+    pub(crate) fn promotes(&self, extent: Extent) -> bool {
+        !self.flushed_after_gets || extent.encoding == Encoding::Group
     }
 
     pub(crate) fn count_promoted(&self) {

@@ -1,0 +1,351 @@
+//! The spill file of a supervisor: where it lies, when it is opened, what is said when it takes nothing more.
+//!
+//! What `--spill` says is examined before the program starts, so that a bad path costs nobody a run. The store gets the file
+//! when there is something to spill for the first time: a program that fits its budget costs no disk. A temporary file has
+//! no name, so that nothing of it outlives us, however we end; one that the user named is removed again at the end.
+
+use std::ffi::CString;
+use std::fmt;
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+use tmem::{FileTier, Reclaim, Short, Store, Tier};
+
+use crate::error::Error;
+use crate::options::{Options, Spill};
+
+/// The least that a spill file is good for.
+const BYTES_MIN: u64 = 4 << 20;
+/// Of what is free on the disk, a file whose size nobody said may take this part.
+const FREE_PART: u64 = 2;
+/// Frames that one step takes back from the store: about what one write takes.
+const STEP_FRAMES: u64 = 64;
+/// How long a file that took nothing is left alone.
+const REST: Duration = Duration::from_millis(50);
+
+/// `f_type` of file systems that are RAM themselves.
+const TMPFS_MAGIC: i64 = 0x0102_1994;
+const RAMFS_MAGIC: i64 = 0x8584_58f6;
+
+/// A file that the user named.
+struct Named {
+    path: PathBuf,
+    /// Taken when the store gets it.
+    file: Mutex<Option<File>>,
+    /// It was not there before.
+    made: bool,
+}
+
+enum Place {
+    Nowhere,
+    /// A file without a name in this directory.
+    Folder(PathBuf),
+    Named(Named),
+}
+
+/// The spill file, opened or not.
+pub struct SpillFile {
+    place: Place,
+    bytes_max: u64,
+    plain: bool,
+    /// Whether the store has it; set at the first need.
+    opened: OnceLock<bool>,
+    /// Why the last write failed.
+    failure: Arc<Mutex<Option<io::Error>>>,
+    told: AtomicBool,
+    cleared: AtomicBool,
+    taken_back: AtomicU64,
+    rest_until: Mutex<Option<Instant>>,
+}
+
+impl SpillFile {
+    /// Examines what `--spill` says.
+    ///
+    /// # Errors
+    /// When a file or directory that was named cannot be used.
+    pub fn prepare(options: &Options) -> Result<SpillFile, Error> {
+        let (place, bytes_max) = match &options.spill {
+            Spill::Off => (Place::Nowhere, 0),
+            Spill::Auto => match automatic_folder() {
+                Some((folder, bytes)) => (Place::Folder(folder), bytes),
+                None => {
+                    if options.progress {
+                        eprintln!("tmem: no disk to spill to: what does not fit, compressed, stays in RAM");
+                    }
+                    (Place::Nowhere, 0)
+                }
+            },
+            Spill::At { path, bytes_max } => {
+                let refuse = |why: String| Error::own(format!("--spill {}: {why}", path.display()));
+                at_path(path, *bytes_max).map_err(refuse)?
+            }
+        };
+        Ok(SpillFile {
+            place,
+            bytes_max,
+            plain: options.spill_plain,
+            opened: OnceLock::new(),
+            failure: Arc::default(),
+            told: AtomicBool::new(false),
+            cleared: AtomicBool::new(false),
+            taken_back: AtomicU64::new(0),
+            rest_until: Mutex::new(None),
+        })
+    }
+
+    /// Whether zpages can go to the file now, as far as is known.
+    pub fn works(&self) -> bool {
+        let rests = || {
+            let until = *self.rest_until.lock().unwrap_or_else(PoisonError::into_inner);
+            until.is_some_and(|until| Instant::now() < until)
+        };
+        !matches!(self.place, Place::Nowhere) && self.opened.get() != Some(&false) && !rests()
+    }
+
+    /// Has the store move its coldest zpages to the file, a write or so. Says how many bytes of RAM that took back.
+    pub fn step(&self, store: &Store) -> u64 {
+        if !*self.opened.get_or_init(|| self.open(store)) {
+            return 0;
+        }
+        let Reclaim { frames, short, .. } = store.reclaim(STEP_FRAMES, None);
+        if short.is_some() {
+            let until = Instant::now() + REST;
+            *self.rest_until.lock().unwrap_or_else(PoisonError::into_inner) = Some(until);
+        }
+        if short == Some(Short::Spill) {
+            let failure = self.failure.lock().unwrap_or_else(PoisonError::into_inner).take();
+            match failure {
+                Some(error) => self.tell(&format!("cannot be written ({error})")),
+                None => self.tell(&format!("has reached its {} MiB", self.bytes_max >> 20)),
+            }
+        }
+        let bytes = frames * tmem::PAGE_SIZE as u64;
+        self.taken_back.fetch_add(bytes, Relaxed);
+        bytes
+    }
+
+    fn open(&self, store: &Store) -> bool {
+        let tier = match &self.place {
+            Place::Nowhere => return false,
+            Place::Folder(folder) => FileTier::unnamed(folder),
+            Place::Named(named) => {
+                let file = named.file.lock().unwrap_or_else(PoisonError::into_inner).take();
+                file.map(FileTier::new).ok_or_else(|| io::Error::other("it was opened before"))
+            }
+        };
+        let spill = |tier| {
+            let watched = Watched { tier, failure: Arc::clone(&self.failure) };
+            let spill = tmem::Spill::new(watched, self.bytes_max).flushed_after_gets();
+            store.add_spill(if self.plain { spill.plain() } else { spill }).map_err(io::Error::other)
+        };
+        let opened = tier.and_then(spill);
+        if let Err(error) = &opened {
+            self.tell(&format!("cannot be used ({error})"));
+        }
+        opened.is_ok()
+    }
+
+    /// Says once that the file does not do what it should.
+    fn tell(&self, what: &str) {
+        if !self.told.swap(true, Relaxed) {
+            eprintln!("tmem: the spill file {self} {what}: what does not fit from now on stays in RAM");
+        }
+    }
+
+    /// Bytes of RAM that spilling took back so far.
+    pub fn taken_back(&self) -> u64 {
+        self.taken_back.load(Relaxed)
+    }
+
+    /// Removes what the user named and the end of the program leaves without use.
+    pub fn clear(&self) {
+        if let Place::Named(named) = &self.place
+            && !self.cleared.swap(true, Relaxed)
+        {
+            // Whoever has moved it meanwhile wants it.
+            let _ = if named.made {
+                fs::remove_file(&named.path)
+            } else {
+                OpenOptions::new().write(true).truncate(true).open(&named.path).map(drop)
+            };
+        }
+    }
+}
+
+impl Drop for SpillFile {
+    fn drop(&mut self) {
+        self.clear();
+    }
+}
+
+impl fmt::Display for SpillFile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.place {
+            Place::Nowhere => f.write_str("(none)"),
+            Place::Folder(folder) => write!(f, "in {}", folder.display()),
+            Place::Named(named) => write!(f, "{}", named.path.display()),
+        }
+    }
+}
+
+/// Remembers why a write failed, for the user.
+struct Watched {
+    tier: FileTier,
+    failure: Arc<Mutex<Option<io::Error>>>,
+}
+
+impl Tier for Watched {
+    fn write(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        self.tier.write(offset, bytes).map_err(|error| {
+            let kind = error.kind();
+            *self.failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+            kind.into()
+        })
+    }
+
+    fn read(&self, offset: u64, bytes: &mut [u8]) -> io::Result<()> {
+        self.tier.read(offset, bytes)
+    }
+
+    fn discard(&self, offset: u64, bytes: u64) -> io::Result<()> {
+        self.tier.discard(offset, bytes)
+    }
+}
+
+/// Where a temporary file can be on a real disk, and how large it may grow.
+pub fn automatic_folder() -> Option<(PathBuf, u64)> {
+    let named = std::env::var_os("TMPDIR").map(PathBuf::from).filter(|folder| folder.is_absolute());
+    let working = std::env::current_dir().ok();
+    let folders = named.into_iter().chain([PathBuf::from("/var/tmp")]).chain(working).chain([PathBuf::from("/tmp")]);
+    folders.into_iter().find_map(|folder| usable_folder(&folder).ok().map(|bytes| (folder, bytes)))
+}
+
+fn at_path(path: &Path, bytes_max: Option<u64>) -> Result<(Place, u64), String> {
+    if let Some(bytes) = bytes_max.filter(|bytes| *bytes < BYTES_MIN) {
+        return Err(format!("{bytes} bytes are too few: {} MiB is the least that works", BYTES_MIN >> 20));
+    }
+    match fs::metadata(path) {
+        Ok(data) if data.is_dir() => {
+            let free = usable_folder(path)?;
+            Ok((Place::Folder(path.to_owned()), limited(bytes_max.unwrap_or(free))))
+        }
+        Ok(data) if !data.is_file() => Err("it is neither a directory nor a regular file: name one".to_owned()),
+        Ok(data) if data.len() > 0 => {
+            Err("the file exists and is not empty: remove it, or name another one".to_owned())
+        }
+        Ok(_) => named_file(path, false, bytes_max),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+            if !parent.is_dir() || path.as_os_str().as_bytes().ends_with(b"/") {
+                let missing = if parent.is_dir() { path } else { parent };
+                return Err(format!("there is no directory {}: make it, or name another one", missing.display()));
+            }
+            named_file(path, true, bytes_max)
+        }
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+fn named_file(path: &Path, make: bool, bytes_max: Option<u64>) -> Result<(Place, u64), String> {
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let free = free_bytes(if make { parent } else { path })?;
+    let bytes_max = limited(bytes_max.unwrap_or(free / FREE_PART));
+    if bytes_max < BYTES_MIN {
+        return Err(too_little(bytes_max));
+    }
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create_new(make).mode(0o600);
+    let file = options.open(path).map_err(|error| format!("it cannot be opened for writing: {error}"))?;
+    if file.try_lock().is_err() {
+        return Err("another tmem uses it: name another file".to_owned());
+    }
+    let file = Mutex::new(Some(file));
+    Ok((Place::Named(Named { path: path.to_owned(), file, made: make }), bytes_max))
+}
+
+fn too_little(bytes: u64) -> String {
+    format!("it may take {} KiB there, too little: make room, or name another disk", bytes >> 10)
+}
+
+/// How large a file in this directory may grow, if it can be made.
+fn usable_folder(folder: &Path) -> Result<u64, String> {
+    let bytes = limited(free_bytes(folder)? / FREE_PART);
+    if bytes < BYTES_MIN {
+        return Err(too_little(bytes));
+    }
+    match FileTier::unnamed(folder) {
+        Ok(_) => Ok(bytes),
+        Err(error) => Err(format!("no file can be made in it: {error}")),
+    }
+}
+
+/// Bytes that are free where `path` lies.
+fn free_bytes(path: &Path) -> Result<u64, String> {
+    let name = CString::new(path.as_os_str().as_bytes()).map_err(|_| "it has a zero byte in its name".to_owned())?;
+    // SAFETY: an all-zero statfs is valid.
+    let mut data: libc::statfs = unsafe { std::mem::zeroed() };
+    // SAFETY: `name` ends with a zero byte, and `data` is a live local that the call fills.
+    if unsafe { libc::statfs(name.as_ptr(), &raw mut data) } != 0 {
+        return Err(io::Error::last_os_error().to_string());
+    }
+    if matches!(data.f_type, TMPFS_MAGIC | RAMFS_MAGIC) {
+        return Err("it is RAM itself (tmpfs), which would save nothing: name a directory on a disk".to_owned());
+    }
+    Ok(data.f_bavail * data.f_bsize as u64)
+}
+
+/// No more than this process may write: passing that limit would end it by a signal.
+fn limited(bytes: u64) -> u64 {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: `limit` is a live local that the call fills.
+    match unsafe { libc::getrlimit(libc::RLIMIT_FSIZE, &raw mut limit) } {
+        0 => bytes.min(limit.rlim_cur),
+        _ => bytes,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_is_no_disk() {
+        if Path::new("/dev/shm").is_dir() {
+            assert!(usable_folder(Path::new("/dev/shm")).unwrap_err().contains("tmpfs"));
+            assert!(at_path(Path::new("/dev/shm/file"), Some(8 << 20)).is_err_and(|why| why.contains("tmpfs")));
+            assert!(!Path::new("/dev/shm/file").exists());
+        }
+    }
+
+    #[test]
+    fn a_named_file_goes_when_it_is_not_needed_any_more() {
+        let folder = std::env::temp_dir().join(format!("tmem-spill-{}", std::process::id()));
+        fs::create_dir_all(&folder).unwrap();
+        let options = |path: PathBuf| Options {
+            ram_bytes: 64 << 20,
+            on_full: crate::OnFull::Grow,
+            progress: false,
+            spill: Spill::At { path, bytes_max: Some(8 << 20) },
+            spill_plain: false,
+        };
+        let path = folder.join("made");
+        let made = SpillFile::prepare(&options(path.clone())).unwrap();
+        assert!(path.exists() && made.works());
+        assert!(SpillFile::prepare(&options(path.clone())).is_err(), "somebody uses it");
+        drop(made);
+        assert!(!path.exists());
+
+        fs::write(&path, "").unwrap();
+        drop(SpillFile::prepare(&options(path.clone())).unwrap());
+        assert_eq!(fs::metadata(&path).unwrap().len(), 0);
+        fs::write(&path, "x").unwrap();
+        assert!(SpillFile::prepare(&options(path)).is_err_and(|error| error.to_string().contains("not empty")));
+        fs::remove_dir_all(folder).unwrap();
+    }
+}
