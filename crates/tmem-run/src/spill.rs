@@ -163,6 +163,11 @@ impl SpillFile {
         self.taken_back.load(Relaxed)
     }
 
+    /// Whether the file was full or failed at some time.
+    pub fn has_failed(&self) -> bool {
+        self.told.load(Relaxed)
+    }
+
     /// Removes what the user named and the end of the program leaves without use.
     pub fn clear(&self) {
         if let Place::Named(named) = &self.place

@@ -384,8 +384,8 @@ impl Supervisor {
         if spilled > self.spilled.0 {
             self.spilled = (spilled, Instant::now());
         }
-        // A disk takes its time, but not for ever.
-        let spills = spilled > 0 && self.spilled.1.elapsed() < Duration::from_secs(1);
+        // A disk takes its time, but not for ever; one that is full or fails is waited for no longer.
+        let spills = spilled > 0 && !shared.spill.has_failed() && self.spilled.1.elapsed() < Duration::from_secs(1);
         let enough = Duration::from_millis(if spills {
             10_000
         } else if barren {
