@@ -482,8 +482,11 @@ impl Allocator for Log {
     fn usage(&self) -> Usage {
         let books = lock(&self.books);
         let heads = books.heads.iter().flatten().map(|number| &books.segments[*number as usize]);
-        let waiting_bytes: u64 = heads.map(|head| head.waiting_bytes() as u64).sum();
-        Usage { waiting_bytes: waiting_bytes + books.spare_frames * PAGE_SIZE as u64, ..books.usage }
+        Usage {
+            waiting_bytes: heads.map(|head| head.waiting_bytes() as u64).sum(),
+            spare_bytes: books.spare_frames * PAGE_SIZE as u64,
+            ..books.usage
+        }
     }
 }
 

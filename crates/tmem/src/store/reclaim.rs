@@ -109,8 +109,8 @@ impl Store {
     pub fn balance(&self, write_back: Option<&dyn WriteBack>) -> Reclaim {
         let low = self.budget.wanted_room();
         let has_room = |bytes: u64| {
-            let waiting = self.zpages.usage().waiting_bytes;
-            self.budget.has_room(bytes.saturating_sub(waiting), Purpose::Admit)
+            let usage = self.zpages.usage();
+            self.budget.has_room(bytes.saturating_sub(usage.waiting_bytes + usage.spare_bytes), Purpose::Admit)
         };
         let mut pass = Pass::new(self, write_back, true);
         if !has_room(low) {
@@ -276,7 +276,7 @@ impl<'a> Pass<'a> {
     /// Frames that went back to the system so far and, if the pass keeps them, those that wait for the next puts.
     fn frames_taken_back(&self) -> u64 {
         let usage = self.store.zpages.usage();
-        usage.returned_frames + if self.keeps { usage.waiting_bytes / PAGE_SIZE as u64 } else { 0 }
+        usage.returned_frames + if self.keeps { usage.spare_bytes / PAGE_SIZE as u64 } else { 0 }
     }
 
     /// Frames taken back since the pass began, less those that moves took. Puts may use kept ones meanwhile.
