@@ -249,8 +249,14 @@ pub(crate) trait Allocator: Send + Sync {
     /// Changes the owner that the zpage's header names.
     fn set_owner(&self, handle: Handle, owner: Owner);
 
-    /// The next frame, going round, whose live zpages cover at most `live_bytes_max` of it, but not none.
+    /// The next frame, going round, whose live zpages cover at most `live_bytes_max` of it, but not none, and take less than
+    /// the frame elsewhere.
     fn sparse_frame(&self, live_bytes_max: usize) -> Option<FrameId>;
+
+    /// The frames of a region that takes less room elsewhere, where that cannot be won frame by frame.
+    fn sparse_region(&self) -> Option<std::ops::Range<u32>> {
+        None
+    }
 
     /// When the coldest region of a queue was begun, by the clock that counts regions.
     fn coldest_age(&self, class: Class, queue: Queue) -> Option<u64>;
