@@ -251,7 +251,9 @@ fn maintenance_ends_between_pages_that_do_not_shrink() {
         let page = if index % 3 == 0 { noise } else { page(index.into()) };
         store.put(Key::new(pool, 1, index), &page).unwrap();
     }
-    (0..6000).filter(|index| index % 3 != 0).for_each(|index| drop(store.flush_page(Key::new(pool, 1, index))));
+    for index in (0..6000).filter(|index| index % 3 != 0) {
+        store.flush_page(Key::new(pool, 1, index));
+    }
     let calls = (1..=1000).find(|_| !store.maintain().more);
     let stats = store.stats();
     assert!(calls.is_some(), "{stats:?}");
