@@ -1,6 +1,9 @@
 //! Stores that spill: what goes out comes back, whatever the tier does, and the file does not grow without end.
 #![cfg(not(loom))]
 
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
 use tmem::testing::{Random, sample_page};
@@ -237,6 +240,60 @@ fn wrong_bytes_are_noticed_and_failed_reads_are_no_loss() {
         let still_bad = read_all();
         assert_eq!(still_bad > 0, matches!(fault, Fault::CorruptWrite | Fault::LoseWrite), "{fault:?}");
     }
+}
+
+/// A disk on which a write can take half a second.
+struct SlowWrites {
+    memory: MemoryTier,
+    slow: Arc<AtomicBool>,
+    writing: Arc<AtomicBool>,
+}
+
+const SLOW: Duration = Duration::from_millis(500);
+
+impl Tier for SlowWrites {
+    fn write(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        if self.slow.load(Relaxed) {
+            self.writing.store(true, Relaxed);
+            std::thread::sleep(SLOW);
+            self.writing.store(false, Relaxed);
+        }
+        self.memory.write(offset, bytes)
+    }
+
+    fn read(&self, offset: u64, bytes: &mut [u8]) -> io::Result<()> {
+        self.memory.read(offset, bytes)
+    }
+
+    fn discard(&self, offset: u64, bytes: u64) -> io::Result<()> {
+        self.memory.discard(offset, bytes)
+    }
+}
+
+#[test]
+fn readers_do_not_wait_for_writers() {
+    let (slow, writing) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+    let (store, pool) =
+        store(SlowWrites { memory: MemoryTier::new(), slow: Arc::clone(&slow), writing: Arc::clone(&writing) });
+    put_all(&store, pool, 0..6000);
+    slow.store(true, Relaxed);
+    std::thread::scope(|scope| {
+        scope.spawn(|| store.reclaim(100, None));
+        while !writing.load(Relaxed) {
+            std::thread::yield_now();
+        }
+        // As long as the first write takes: what is spilled, what is in RAM, and what is being spilled.
+        let mut out = [0; PAGE_SIZE];
+        let mut got = 0;
+        for index in (0..6000).rev().step_by(5) {
+            assert!(store.get(Key::new(pool, 0, index), &mut out).unwrap() && out == page(index));
+            if !writing.load(Relaxed) {
+                break;
+            }
+            got += 1;
+        }
+        assert!(got > 100, "{got} gets in {SLOW:?}");
+    });
 }
 
 #[test]

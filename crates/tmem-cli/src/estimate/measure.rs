@@ -43,6 +43,8 @@ pub struct Row {
     pub bytes: f64,
     /// Half of the 95 % interval around that.
     pub margin_bytes: f64,
+    /// What they would take once all of them are cold and were packed again, together with their neighbours.
+    pub cold_bytes: f64,
     /// What the store holds before the first page.
     pub fixed_bytes: u64,
     /// Pages that were put.
@@ -84,6 +86,7 @@ struct Trial {
 struct Outcome {
     empty: Stats,
     full: Stats,
+    cold: Stats,
     clusters: Clusters,
     /// Payload bytes and bytes of frames after each cluster.
     growth: Vec<(f64, f64)>,
@@ -114,6 +117,7 @@ impl Trial {
         let mut outcome = Outcome {
             empty: self.empty,
             full: self.empty,
+            cold: self.empty,
             clusters: Clusters::default(),
             growth: Vec::new(),
             pages: 0,
@@ -143,6 +147,12 @@ impl Trial {
         })?;
         outcome.full = self.store.stats();
         outcome.get_ns = self.time_gets(&stored)?;
+        // The first walk forgets the gets, the second one finds all pages unread, the third one finds them cold.
+        for _ in 0..3 {
+            self.store.recompress(Duration::MAX);
+        }
+        while self.store.maintain().more {}
+        outcome.cold = self.store.stats();
         Ok(outcome)
     }
 
@@ -178,13 +188,17 @@ impl Outcome {
         let rest_per_page = (rest(&self.full) - rest(&self.empty)) / pages;
         let unread = sample.pages_total.saturating_sub(self.pages) as f64;
         let per_page = self.clusters.ratio() * payload_cost + rest_per_page;
+        let (fixed_bytes, bytes) = (self.empty.memory_bytes, self.full.memory_bytes as f64 + unread * per_page);
+        let grown = |stats: &Stats| stats.memory_bytes.saturating_sub(fixed_bytes) as f64;
+        let cold_share = grown(&self.cold) / grown(&self.full).max(1.0);
         Row {
             codec,
             allocator,
             default,
-            bytes: self.full.memory_bytes as f64 + unread * per_page,
+            bytes,
+            cold_bytes: fixed_bytes as f64 + (bytes - fixed_bytes as f64) * cold_share,
             margin_bytes: payload_cost * self.clusters.margin_bytes(sample.clusters_total, sample.pages_total),
-            fixed_bytes: self.empty.memory_bytes,
+            fixed_bytes,
             pages: self.pages,
             incompressible: self.incompressible,
             put_ns: self.put.as_nanos() as f64 / pages,

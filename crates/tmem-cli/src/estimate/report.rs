@@ -50,18 +50,19 @@ impl Report<'_> {
     pub fn table(&self) -> String {
         let mut text = self.head();
         text.push_str(&format!(
-            "\n{:<9}{:<10}{:>12}{:>12}{:>7}{:>7}{:>9}{:>9}\n",
-            "codec", "allocator", "takes", "margin", "ratio", "raw", "put", "get"
+            "\n{:<9}{:<10}{:>12}{:>12}{:>7}{:>12}{:>7}{:>9}{:>9}\n",
+            "codec", "allocator", "takes", "margin", "ratio", "cold", "raw", "put", "get"
         ));
         for row in self.rows {
             let margin =
                 if row.margin_bytes > 0.0 { format!("± {}", mib(row.margin_bytes)) } else { "exact".to_owned() };
             text.push_str(&format!(
-                "{:<9}{:<10}{:>12}{margin:>12}{:>7.2}{:>7}{:>9}{:>9}{}\n",
+                "{:<9}{:<10}{:>12}{margin:>12}{:>7.2}{:>12}{:>7}{:>9}{:>9}{}\n",
                 row.codec,
                 row.allocator,
                 mib(row.bytes),
                 self.bytes() / row.bytes,
+                mib(row.cold_bytes),
                 percent(row.incompressible, row.pages),
                 microseconds(row.put_ns),
                 microseconds(row.get_ns),
@@ -69,7 +70,8 @@ impl Report<'_> {
             ));
         }
         text.push_str(
-            "\ntakes: all of it, in a store, with index, tables and codec contexts. raw: pages stored as they are.\n",
+            "\ntakes: all of it, in a store, with index, tables and codec contexts. raw: pages stored as they are.\n\
+             cold: the same when nobody has touched it for long, and neighbours were packed again together.\n",
         );
         if self.rows.iter().any(|row| row.margin_bytes > 0.0) {
             text.push_str("margin: 95 of 100 samples are no further from the truth.\n");
@@ -144,6 +146,7 @@ impl Report<'_> {
             "margin_bytes": row.margin_bytes.round() as u64,
             "fixed_bytes": row.fixed_bytes,
             "ratio": self.bytes() / row.bytes,
+            "cold_bytes": row.cold_bytes.round() as u64,
             "pages_read": row.pages,
             "incompressible_pages": row.incompressible,
             "put_ns": row.put_ns.round() as u64,
@@ -190,9 +193,20 @@ mod tests {
     fn said(whole_mib: u32, takes_mib: u32, margin_mib: u32) -> String {
         let [bytes, margin_bytes] = [takes_mib, margin_mib].map(|mib| f64::from(mib << 20));
         let (codec, allocator, default) = ("zstd", "log", true);
-        let (fixed_bytes, pages, incompressible, put_ns, get_ns) = (0, 1, 0, 0.0, 0.0);
-        let row =
-            Row { codec, allocator, default, bytes, margin_bytes, fixed_bytes, pages, incompressible, put_ns, get_ns };
+        let (fixed_bytes, pages, incompressible, put_ns, get_ns, cold_bytes) = (0, 1, 0, 0.0, 0.0, bytes);
+        let row = Row {
+            codec,
+            allocator,
+            default,
+            bytes,
+            margin_bytes,
+            cold_bytes,
+            fixed_bytes,
+            pages,
+            incompressible,
+            put_ns,
+            get_ns,
+        };
         verdict(f64::from(whole_mib << 20), &row)
     }
 

@@ -128,6 +128,10 @@ impl Allocator for AnyAllocator {
         either!(self, it => it.sparse_frame(live_bytes_max))
     }
 
+    fn sparse_region(&self) -> Option<Range<u32>> {
+        either!(self, it => it.sparse_region())
+    }
+
     fn coldest_age(&self, class: Class, queue: Queue) -> Option<u64> {
         either!(self, it => it.coldest_age(class, queue))
     }

@@ -301,7 +301,8 @@ impl<C: Copy + Default, const HEADERS: usize> Ledger<C, HEADERS> {
             payload_bytes: self.payload_bytes,
             live_bytes: self.shelves.iter().map(|shelves| shelves.live_bytes).sum(),
             frame_bytes: (self.resident + self.headers.resident()) * PAGE_SIZE as u64,
-            waiting_bytes: u64::from(self.spare.len()) * PAGE_SIZE as u64,
+            waiting_bytes: 0,
+            spare_bytes: u64::from(self.spare.len()) * PAGE_SIZE as u64,
             returned_frames: self.returned,
             table_bytes: (self.table_bytes + self.headers.table_bytes()) as u64,
         }

@@ -34,6 +34,10 @@ const DEAD_FRAMES_MAX: u64 = 16;
 const SEGMENTS_AT_ONCE: usize = 2;
 /// How many frames before the one that it reaches into a zpage may start.
 const FRAMES_BACK: usize = (HEADER_BYTES + PAYLOAD_BYTES_MAX).div_ceil(PAGE_SIZE);
+/// What the zpages of a sparse frame may take together, so that moving them wins a sixteenth of it.
+const SPARSE_BYTES_MAX: usize = PAGE_SIZE - PAGE_SIZE / 16;
+/// Frames that are looked at closely in one search for a sparse one.
+const SPARSE_LOOKS_MAX: usize = 64;
 /// Frames that are brought into memory at a time at most, and the part of all that they are otherwise, as long as the budget
 /// has this many bytes to spare.
 const FRAMES_AHEAD_MAX: u64 = 8;
@@ -287,6 +291,17 @@ impl Log {
             at += header.zpage_bytes();
         }
     }
+
+    /// Calls `with` for each live zpage that touches the frame, with its offset in the segment.
+    fn walk_touching(&self, segment: &Segment, number: u32, frame: usize, mut with: impl FnMut(usize, Header)) {
+        for frame_before in frame.saturating_sub(FRAMES_BACK)..=frame {
+            self.walk(segment, number, frame_before, |at, header| {
+                if !header.is(DEAD) && at + header.zpage_bytes() > frame * PAGE_SIZE {
+                    with(at, header);
+                }
+            });
+        }
+    }
 }
 
 impl Books {
@@ -409,14 +424,37 @@ impl Allocator for Log {
         let mut books = lock(&self.books);
         let frames = (books.segments.len() * FRAMES) as u32;
         let start = if books.cursor < frames { books.cursor } else { 0 };
-        let sparse = |frame: &u32| {
-            let segment = &books.segments[*frame as usize / FRAMES];
-            let live = segment.live_in[*frame as usize % FRAMES] as usize;
-            live > 0 && live <= live_bytes_max && segment.passed(*frame as usize % FRAMES)
+        let sparse = |number: &u32| {
+            let (segment, frame) = (&books.segments[*number as usize / FRAMES], *number as usize % FRAMES);
+            let live = segment.live_in[frame] as usize;
+            live > 0 && live <= live_bytes_max && segment.passed(frame)
         };
-        let found = (start..frames).chain(0..start).find(sparse)?;
+        // A long zpage that reaches into a frame with a few bytes takes more elsewhere than it frees.
+        let mut bytes = 0;
+        let mut wins = |number: &u32| {
+            let (number, frame) = (number / FRAMES as u32, *number as usize % FRAMES);
+            bytes = 0;
+            self.walk_touching(&books.segments[number as usize], number, frame, |_, header| {
+                bytes += header.zpage_bytes()
+            });
+            bytes <= SPARSE_BYTES_MAX
+        };
+        let mut sparse_ones = (start..frames).chain(0..start).filter(sparse).take(SPARSE_LOOKS_MAX);
+        let found = sparse_ones.find(|number| wins(number))?;
         books.cursor = found + 1;
         Some(FrameId(found))
+    }
+
+    fn sparse_region(&self) -> Option<Range<u32>> {
+        let books = lock(&self.books);
+        let closed = books.segments.iter().zip(0..).filter(|(segment, _)| segment.state == State::Closed);
+        let emptiest =
+            closed.min_by_key(|(segment, _)| 1000 * u64::from(segment.live) / segment.resident_bytes().max(1));
+        let (_, number) = emptiest.filter(|(segment, _)| {
+            u64::from(segment.live) <= segment.resident_bytes() / PAGE_SIZE as u64 * SPARSE_BYTES_MAX as u64
+        })?;
+        let first = number * FRAMES as u32;
+        Some(first..first + FRAMES as u32)
     }
 
     fn coldest_age(&self, class: Class, queue: Queue) -> Option<u64> {
@@ -450,21 +488,11 @@ impl Allocator for Log {
         if segment.live_in[frame] == 0 {
             return;
         }
-        for frame_before in frame.saturating_sub(FRAMES_BACK)..=frame {
-            self.walk(segment, number, frame_before, |at, header| {
-                let reaches = at + header.zpage_bytes() > frame * PAGE_SIZE;
-                if header.is(DEAD) || !reaches {
-                    return;
-                }
-                let handle = Handle::at(number as usize * SEGMENT_BYTES + at);
-                tenants.push(Tenant {
-                    handle,
-                    owner: self.header(handle).owner(),
-                    class: segment.class,
-                    used: header.is(USED),
-                });
-            });
-        }
+        self.walk_touching(segment, number, frame, |at, header| {
+            let handle = Handle::at(number as usize * SEGMENT_BYTES + at);
+            let owner = self.header(handle).owner();
+            tenants.push(Tenant { handle, owner, class: segment.class, used: header.is(USED) });
+        });
     }
 
     fn give_back(&self, urgent: bool) -> u64 {
@@ -482,8 +510,11 @@ impl Allocator for Log {
     fn usage(&self) -> Usage {
         let books = lock(&self.books);
         let heads = books.heads.iter().flatten().map(|number| &books.segments[*number as usize]);
-        let waiting_bytes: u64 = heads.map(|head| head.waiting_bytes() as u64).sum();
-        Usage { waiting_bytes: waiting_bytes + books.spare_frames * PAGE_SIZE as u64, ..books.usage }
+        Usage {
+            waiting_bytes: heads.map(|head| head.waiting_bytes() as u64).sum(),
+            spare_bytes: books.spare_frames * PAGE_SIZE as u64,
+            ..books.usage
+        }
     }
 }
 

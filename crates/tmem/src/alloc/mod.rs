@@ -177,8 +177,10 @@ pub(crate) struct Usage {
     pub(crate) live_bytes: u64,
     /// Bytes of frames that are in memory.
     pub(crate) frame_bytes: u64,
-    /// Those of them that hold nothing yet and are the next to be used.
+    /// Those of them to which nothing has come yet, but will.
     pub(crate) waiting_bytes: u64,
+    /// Those of them that hold nothing any more and are the next to be used.
+    pub(crate) spare_bytes: u64,
     /// Frames given back to the system so far.
     pub(crate) returned_frames: u64,
     /// Bytes of the allocator's own tables.
@@ -200,6 +202,7 @@ impl std::iter::Sum for Usage {
             live_bytes: sum.live_bytes + usage.live_bytes,
             frame_bytes: sum.frame_bytes + usage.frame_bytes,
             waiting_bytes: sum.waiting_bytes + usage.waiting_bytes,
+            spare_bytes: sum.spare_bytes + usage.spare_bytes,
             returned_frames: sum.returned_frames + usage.returned_frames,
             table_bytes: sum.table_bytes + usage.table_bytes,
         })
@@ -246,8 +249,14 @@ pub(crate) trait Allocator: Send + Sync {
     /// Changes the owner that the zpage's header names.
     fn set_owner(&self, handle: Handle, owner: Owner);
 
-    /// The next frame, going round, whose live zpages cover at most `live_bytes_max` of it, but not none.
+    /// The next frame, going round, whose live zpages cover at most `live_bytes_max` of it, but not none, and take less than
+    /// the frame elsewhere.
     fn sparse_frame(&self, live_bytes_max: usize) -> Option<FrameId>;
+
+    /// The frames of a region that takes less room elsewhere, where that cannot be won frame by frame.
+    fn sparse_region(&self) -> Option<std::ops::Range<u32>> {
+        None
+    }
 
     /// When the coldest region of a queue was begun, by the clock that counts regions.
     fn coldest_age(&self, class: Class, queue: Queue) -> Option<u64>;

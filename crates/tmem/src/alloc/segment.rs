@@ -80,6 +80,11 @@ impl Segment {
         self.dead.trailing_ones() >= FRAMES_MIN && self.dead.trailing_ones() == self.dead.count_ones()
     }
 
+    /// Bytes of frames that are in memory.
+    pub(super) fn resident_bytes(&self) -> u64 {
+        u64::from(self.resident.count_ones()) * PAGE_SIZE as u64
+    }
+
     /// Whether something lives here that ages in this queue.
     pub(super) fn holds(&self, class: Class, queue: Queue) -> bool {
         self.live > 0 && self.class == class && self.queue == queue

@@ -45,6 +45,11 @@ fn handle_in(part: u64, handle: Handle) -> Handle {
     Handle(part << HANDLE_SHIFT | handle.0)
 }
 
+fn frames_in(part: u32, frames: Range<u32>) -> Range<u32> {
+    let first = part << FRAME_SHIFT;
+    first | frames.start..first | frames.end
+}
+
 impl<A: Allocator> Allocator for Striped<A> {
     fn store(&self, class: Class, queue: Queue, zpage: &NewZpage<'_>, purpose: Purpose) -> Result<Handle, NoRoom> {
         let part = thread_number() % self.parts.len();
@@ -101,6 +106,10 @@ impl<A: Allocator> Allocator for Striped<A> {
         })
     }
 
+    fn sparse_region(&self) -> Option<Range<u32>> {
+        self.parts.iter().zip(0..).find_map(|(part, number)| Some(frames_in(number, part.sparse_region()?)))
+    }
+
     fn coldest_age(&self, class: Class, queue: Queue) -> Option<u64> {
         self.parts.iter().filter_map(|part| part.coldest_age(class, queue)).min()
     }
@@ -109,8 +118,7 @@ impl<A: Allocator> Allocator for Striped<A> {
         let ages = self.parts.iter().map(|part| part.coldest_age(class, queue)).enumerate();
         let (part, _) = ages.filter_map(|(part, age)| Some((part, age?))).min_by_key(|(_, age)| *age)?;
         let frames = self.parts[part].coldest(class, queue)?;
-        let first = (part as u32) << FRAME_SHIFT;
-        Some(first | frames.start..first | frames.end)
+        Some(frames_in(part as u32, frames))
     }
 
     fn queue_bytes(&self, class: Class, queue: Queue) -> u64 {

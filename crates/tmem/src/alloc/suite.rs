@@ -293,7 +293,9 @@ impl<A: Allocator> World<A> {
     fn assert_tenants(&self, places: &[std::ops::Range<usize>]) {
         /// The account of frames is kept for as many at a time.
         const STEP: usize = 64;
-        let frames = places.iter().map(|place| place.end.div_ceil(PAGE_SIZE)).max().unwrap_or(0);
+        // A payload of no bytes lies in a frame, too.
+        let frames = places.iter().map(|place| place.end.div_ceil(PAGE_SIZE).max(place.start / PAGE_SIZE + 1));
+        let frames = frames.max().unwrap_or(0);
         let by_handle: HashMap<u64, usize> = self.live.iter().map(|live| live.handle.0).zip(0..).collect();
         let mut frames_of = vec![Vec::new(); self.live.len()];
         let mut tenants = Tenants::new();

@@ -43,6 +43,10 @@ fn of_group(handle: Handle) -> Handle {
     Handle(handle.0 | GROUP)
 }
 
+fn frames_of_groups(frames: Range<u32>) -> Range<u32> {
+    frames.start | GROUP_FRAME..frames.end | GROUP_FRAME
+}
+
 impl Zpages {
     /// No zpages yet. `parts` allocators side by side, each with address space for `bytes`, or at least `bytes_min`, and as
     /// much for groups. `clock` counts the regions that they begin.
@@ -110,6 +114,10 @@ impl Allocator for Zpages {
         single.or_else(|| self.groups.sparse_frame(live_bytes_max).map(|frame| FrameId(frame.0 | GROUP_FRAME)))
     }
 
+    fn sparse_region(&self) -> Option<Range<u32>> {
+        self.single.sparse_region().or_else(|| self.groups.sparse_region().map(frames_of_groups))
+    }
+
     fn coldest_age(&self, class: Class, queue: Queue) -> Option<u64> {
         let ages = [self.single.coldest_age(class, queue), self.groups.coldest_age(class, queue)];
         ages.into_iter().flatten().min()
@@ -119,7 +127,7 @@ impl Allocator for Zpages {
         match (self.single.coldest_age(class, queue), self.groups.coldest_age(class, queue)) {
             (Some(single), Some(group)) if single <= group => self.single.coldest(class, queue),
             (Some(_), None) => self.single.coldest(class, queue),
-            _ => self.groups.coldest(class, queue).map(|frames| frames.start | GROUP_FRAME..frames.end | GROUP_FRAME),
+            _ => self.groups.coldest(class, queue).map(frames_of_groups),
         }
     }
 

@@ -502,7 +502,7 @@ impl Allocator for Zsmalloc {
 
     fn usage(&self) -> Usage {
         let books = lock(&self.books);
-        Usage { waiting_bytes: books.spare_frames * PAGE_SIZE as u64, ..books.usage }
+        Usage { spare_bytes: books.spare_frames * PAGE_SIZE as u64, ..books.usage }
     }
 }
 

@@ -1,6 +1,7 @@
 //! The store: the contract of transcendent memory over codecs, allocator and index.
 
 mod clone;
+mod config;
 mod fetch;
 mod groups;
 mod ranges;
@@ -8,21 +9,21 @@ mod reclaim;
 mod spill;
 #[cfg(all(test, not(loom)))]
 mod tests;
+mod words;
 
+pub use config::Config;
 use fetch::Fetch;
 pub use reclaim::WriteBack;
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
 
-use crate::alloc::{
-    Allocator, AllocatorKind, Class, HEADER_BYTES, NewZpage, NoRoom, PART_BYTES_MAX, PARTS_MAX, Queue, Zpage, Zpages,
-};
+use crate::alloc::{Allocator, Class, HEADER_BYTES, NewZpage, NoRoom, PART_BYTES_MAX, PARTS_MAX, Queue, Zpage, Zpages};
 use crate::budget::{Budget, Purpose};
-use crate::codec::{CodecKind, Contexts, Encoding};
+use crate::codec::{Contexts, Encoding};
 use crate::error::{Error, ErrorKind};
 use crate::ghosts::Ghosts;
-use crate::index::{Directory, LEAVES_MAX, LeafKey, Place, SHARDS_MAX, Shard, Shards, Slot, Word};
+use crate::index::{Directory, LeafKey, Place, SHARDS_MAX, Shards, Slot, Word};
 use crate::key::Key;
 use crate::page::{PAGE_SIZE, Page, payload_check, same_filled};
 use crate::pool::{PoolId, PoolKind, PoolOptions, PoolSlot, PoolState, Pools};
@@ -31,66 +32,6 @@ use crate::stats::{PoolStats, Put, Reclaim, Stats};
 use crate::sync::{Mutex, Rank, read, write};
 use crate::threads::GetCounters;
 use crate::tier::SpillFile;
-
-/// How a store is set up.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Config {
-    /// Bytes that everything together may take.
-    pub budget_bytes: u64,
-    /// What packs new pages.
-    pub codec: CodecKind,
-    /// How packed pages are laid into frames.
-    pub allocator: AllocatorKind,
-    /// Pages that can be packed, and pages that can be expanded, at the same time. More threads than that wait for each
-    /// other. Each takes about 200 KiB with zstd once it is used.
-    pub threads: usize,
-    /// Parts of the index with a lock each; rounded up to a power of two, at most 4096.
-    pub shards: usize,
-}
-
-impl Config {
-    /// A store of `budget_bytes` with the codec that measured best and contexts for up to eight processors.
-    #[must_use]
-    pub fn new(budget_bytes: u64) -> Self {
-        let processors = std::thread::available_parallelism().map_or(1, usize::from);
-        Self {
-            budget_bytes,
-            codec: CodecKind::default(),
-            allocator: AllocatorKind::default(),
-            threads: processors.min(8),
-            shards: 8 * processors.min(8),
-        }
-    }
-
-    /// Sets [`codec`](Self::codec).
-    #[must_use]
-    pub fn codec(mut self, codec: CodecKind) -> Self {
-        self.codec = codec;
-        self
-    }
-
-    /// Sets [`allocator`](Self::allocator).
-    #[must_use]
-    pub fn allocator(mut self, allocator: AllocatorKind) -> Self {
-        self.allocator = allocator;
-        self
-    }
-
-    /// Sets [`threads`](Self::threads).
-    #[must_use]
-    pub fn threads(mut self, threads: usize) -> Self {
-        self.threads = threads;
-        self
-    }
-
-    /// Sets [`shards`](Self::shards).
-    #[must_use]
-    pub fn shards(mut self, shards: usize) -> Self {
-        self.shards = shards;
-        self
-    }
-}
 
 /// The smallest budget: contexts, tables, and a few frames to move pages through.
 const BUDGET_BYTES_MIN: u64 = 1 << 20;
@@ -322,129 +263,6 @@ impl Store {
         shard.counters.puts += 1;
         let stored_bytes = if parcel.encoding == Encoding::Fill { 0 } else { parcel.payload.len() as u32 };
         Ok(Put { stored_bytes, replaced })
-    }
-
-    /// The leaf of a key, made if need be.
-    fn leaf(&self, shard: &mut Shard, hash: u64, key: LeafKey, purpose: Purpose) -> Result<u32, Refusal> {
-        /// A leaf with its first words, its place in slab, table and directory.
-        const LEAF_BYTES: u64 = 160;
-        const LEAVES_FOR_MOVES: u32 = LEAVES_MAX / 64;
-        if let Some(leaf) = shard.find(hash, &key) {
-            return Ok(leaf);
-        }
-        // What is here already finds its leaf among the last.
-        let full = shard.next_number() >= LEAVES_MAX - LEAVES_FOR_MOVES;
-        if purpose == Purpose::Admit && (full || !self.budget.has_room(LEAF_BYTES, purpose)) {
-            return Err(Refusal::NoRoom);
-        }
-        let before = shard.heap_bytes();
-        let leaf = shard.insert(hash, key, &self.shards.hasher);
-        self.recharge_shard(shard, before);
-        self.directory.add(&self.shards.hasher, &key, &self.budget);
-        Ok(leaf)
-    }
-
-    fn recharge_shard(&self, shard: &Shard, before: usize) {
-        self.budget.recharge(before as u64, shard.heap_bytes() as u64);
-    }
-
-    /// Sets a word that was not in the index before, frees what it replaces, and says whether it replaced something.
-    fn set_word(&self, shard: &mut Shard, leaf: u32, slot: u32, word: Word, pool: &PoolSlot) -> bool {
-        let before = shard.heap_bytes();
-        let old = shard.set(leaf, slot, word);
-        self.recharge_shard(shard, before);
-        self.count_in(shard, word, pool);
-        match old {
-            Some(old) => {
-                self.release_word(shard, old, pool);
-                shard.counters.replaced += 1;
-                true
-            }
-            None => false,
-        }
-    }
-
-    fn count_in(&self, shard: &mut Shard, word: Word, pool: &PoolSlot) {
-        shard.counters.pages += 1;
-        shard.counters.same_filled += u64::from(matches!(word.place(), Place::Fill(_)));
-        pool.pages.fetch_add(1, Relaxed);
-        pool.bytes.fetch_add(self.own_bytes(word), Relaxed);
-    }
-
-    fn count_out(&self, shard: &mut Shard, word: Word, pool: &PoolSlot) {
-        shard.counters.pages -= 1;
-        shard.counters.same_filled -= u64::from(matches!(word.place(), Place::Fill(_)));
-        pool.pages.fetch_sub(1, Relaxed);
-        pool.bytes.fetch_sub(self.own_bytes(word), Relaxed);
-    }
-
-    /// Payload bytes that count for the pool of a word. What clones share counts for nobody.
-    fn own_bytes(&self, word: Word) -> u64 {
-        match word.place() {
-            Place::Fill(_) | Place::Shared(_) => 0,
-            Place::Ram(_) | Place::Spilled(_) => self.payload_bytes(word).into(),
-            Place::Member { row, .. } => self.member_bytes(row),
-        }
-    }
-
-    /// How many payload bytes a zpage has, wherever it is. The caller holds the lock of its word.
-    fn payload_bytes(&self, zpage: Word) -> u32 {
-        match zpage.place() {
-            Place::Ram(handle) => self.zpages.payload_bytes(handle),
-            Place::Spilled(extent) => extent.payload_bytes.into(),
-            place => unreachable!("{place:?} is no place of a zpage"),
-        }
-    }
-
-    /// Takes a word that has just left its leaf out of the account and frees what it named.
-    fn release_word(&self, shard: &mut Shard, word: Word, pool: &PoolSlot) {
-        self.count_out(shard, word, pool);
-        self.free_place(word);
-    }
-
-    fn free_place(&self, word: Word) {
-        match word.place() {
-            Place::Fill(_) => {}
-            Place::Ram(handle) => self.zpages.free(handle),
-            Place::Spilled(extent) => self.spill_file().remove(extent),
-            Place::Shared(row) | Place::Member { row, .. } => {
-                if let Some(zpage) = self.shared.remove_word(row, &self.budget) {
-                    self.free_place(zpage);
-                }
-            }
-        }
-    }
-
-    /// Takes a word out of its leaf; what it names and what is counted of it is the caller's to deal with.
-    fn take_word(&self, shard: &mut Shard, leaf: u32, slot: u32) -> Option<Word> {
-        let before = shard.heap_bytes();
-        let word = shard.take(leaf, slot);
-        self.recharge_shard(shard, before);
-        word
-    }
-
-    /// Takes the word of a slot out and forgets the page. The pool may have ended already.
-    fn forget(&self, shard: &mut Shard, leaf: u32, slot: u32, pool: &PoolSlot) -> bool {
-        match self.take_word(shard, leaf, slot) {
-            Some(word) => {
-                self.release_word(shard, word, pool);
-                true
-            }
-            None => false,
-        }
-    }
-
-    fn drop_leaf_if_empty(&self, shard: &mut Shard, hash: u64, number: u32) {
-        let Some(leaf) = shard.leaf(number) else {
-            return;
-        };
-        if leaf.present() != 0 {
-            return;
-        }
-        let (key, before) = (leaf.key(), shard.heap_bytes());
-        shard.remove(hash, number);
-        self.recharge_shard(shard, before);
-        self.directory.remove(&self.shards.hasher, &key, &self.budget);
     }
 
     /// Copies a page out; `false` if it is not there. In a pool of exclusive gets it is gone from the store afterwards.

@@ -109,8 +109,8 @@ impl Store {
     pub fn balance(&self, write_back: Option<&dyn WriteBack>) -> Reclaim {
         let low = self.budget.wanted_room();
         let has_room = |bytes: u64| {
-            let waiting = self.zpages.usage().waiting_bytes;
-            self.budget.has_room(bytes.saturating_sub(waiting), Purpose::Admit)
+            let usage = self.zpages.usage();
+            self.budget.has_room(bytes.saturating_sub(usage.waiting_bytes + usage.spare_bytes), Purpose::Admit)
         };
         let mut pass = Pass::new(self, write_back, true);
         if !has_room(low) {
@@ -168,12 +168,15 @@ impl Store {
         [Queue::Small, Queue::Main].map(|queue| self.zpages.queue_bytes(class, queue))
     }
 
-    /// Empties sparse frames until the waste is below its part of the live bytes. Says how many zpages moved.
+    /// Empties sparse frames, and whole regions where there are none, until the waste is below its part of the live bytes. Says
+    /// how many zpages moved.
     fn compact(&self, waste_part: u64, frames_max: u32) -> u64 {
         let mut level = self.clean_level.load(Relaxed);
         let mut moved = 0;
         let mut enough = false;
-        for _ in 0..frames_max {
+        let mut left = frames_max;
+        while left > 0 {
+            left -= 1;
             enough = !waste_exceeds(&self.zpages.usage(), waste_part);
             if enough {
                 break;
@@ -181,7 +184,13 @@ impl Store {
             match self.zpages.sparse_frame(level as usize * PAGE_SIZE / 16) {
                 Some(frame) => moved += self.empty(frame),
                 None if level < LEVEL_MAX => level += 1,
-                None => break,
+                None => match self.zpages.sparse_region() {
+                    Some(frames) => {
+                        left = left.saturating_sub(frames.len() as u32);
+                        moved += frames.map(|frame| self.empty(FrameId(frame))).sum::<u64>();
+                    }
+                    None => break,
+                },
             }
         }
         if enough && level > LEVEL_MIN {
@@ -276,7 +285,7 @@ impl<'a> Pass<'a> {
     /// Frames that went back to the system so far and, if the pass keeps them, those that wait for the next puts.
     fn frames_taken_back(&self) -> u64 {
         let usage = self.store.zpages.usage();
-        usage.returned_frames + if self.keeps { usage.waiting_bytes / PAGE_SIZE as u64 } else { 0 }
+        usage.returned_frames + if self.keeps { usage.spare_bytes / PAGE_SIZE as u64 } else { 0 }
     }
 
     /// Frames taken back since the pass began, less those that moves took. Puts may use kept ones meanwhile.

@@ -1,6 +1,7 @@
 //! The store's account of its own memory, which nobody outside can count again.
 
 use super::*;
+use crate::AllocatorKind;
 use crate::key::ObjectId;
 use crate::testing::{Random, sample_page};
 

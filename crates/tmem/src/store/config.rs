@@ -1,0 +1,64 @@
+//! How a store is set up.
+
+use crate::alloc::AllocatorKind;
+use crate::codec::CodecKind;
+
+/// How a store is set up.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Config {
+    /// Bytes that everything together may take.
+    pub budget_bytes: u64,
+    /// What packs new pages.
+    pub codec: CodecKind,
+    /// How packed pages are laid into frames.
+    pub allocator: AllocatorKind,
+    /// Pages that can be packed, and pages that can be expanded, at the same time. More threads than that wait for each
+    /// other. Each takes about 200 KiB with zstd once it is used.
+    pub threads: usize,
+    /// Parts of the index with a lock each; rounded up to a power of two, at most 4096.
+    pub shards: usize,
+}
+
+impl Config {
+    /// A store of `budget_bytes` with the codec that measured best and contexts for up to eight processors.
+    #[must_use]
+    pub fn new(budget_bytes: u64) -> Self {
+        let processors = std::thread::available_parallelism().map_or(1, usize::from);
+        Self {
+            budget_bytes,
+            codec: CodecKind::default(),
+            allocator: AllocatorKind::default(),
+            threads: processors.min(8),
+            shards: 8 * processors.min(8),
+        }
+    }
+
+    /// Sets [`codec`](Self::codec).
+    #[must_use]
+    pub fn codec(mut self, codec: CodecKind) -> Self {
+        self.codec = codec;
+        self
+    }
+
+    /// Sets [`allocator`](Self::allocator).
+    #[must_use]
+    pub fn allocator(mut self, allocator: AllocatorKind) -> Self {
+        self.allocator = allocator;
+        self
+    }
+
+    /// Sets [`threads`](Self::threads).
+    #[must_use]
+    pub fn threads(mut self, threads: usize) -> Self {
+        self.threads = threads;
+        self
+    }
+
+    /// Sets [`shards`](Self::shards).
+    #[must_use]
+    pub fn shards(mut self, shards: usize) -> Self {
+        self.shards = shards;
+        self
+    }
+}
