@@ -32,7 +32,7 @@ const STORE_BUDGET_FACTOR: u64 = 64;
 const EXCESS_BYTES: u64 = 24 << 20;
 
 /// Programs keep this part of the budget while there is a spill file that works: what is stored beyond the rest goes there.
-const PROGRAMS_PART: u64 = 2;
+const PROGRAMS_PART: u64 = 4;
 
 /// Smallest budget that leaves a program something beside the supervisor's own memory.
 pub const RAM_BYTES_MIN: u64 = 12 << 20;
@@ -297,7 +297,8 @@ impl Shared {
     /// more of the programs'.
     pub fn should_spill(&self) -> bool {
         let store_part = self.limits.ram - self.limits.ram / PROGRAMS_PART;
-        self.spill.works() && self.store.stats().memory_bytes + self.besides.load(Relaxed) > store_part
+        let stored = || self.store.stats().memory_bytes + self.besides.load(Relaxed);
+        self.spill.works() && (self.is_at_floor() || stored() > store_part)
     }
 
     /// True if faults are served by this worker rather than by another one.
