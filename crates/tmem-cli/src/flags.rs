@@ -1,7 +1,9 @@
 //! The one table of flags: parser, help, completions and man pages all come from here.
 
 use std::ffi::OsString;
+use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 use clap_complete::Shell;
@@ -26,6 +28,7 @@ Examples:
   tmem estimate --pid 4711                 would it pay for this program?
   tmem run --ram 512M -- python3 job.py    run a program in 512 MiB
   tmem attach 4711 --ram 1G                squeeze a program that already runs
+  tmem top                                 watch what runs under tmem
   tmem detach 4711                         bring everything back, leave it alone";
 
 /// The subcommands.
@@ -40,6 +43,9 @@ pub enum Command {
     /// Bring every page of a managed program back and leave it as it was.
     #[command(after_long_help = DETACH_NOTES)]
     Detach(DetachArgs),
+    /// Watch what runs under tmem: what is resident, stored and spilled, faults and how long they take.
+    #[command(after_long_help = TOP_NOTES)]
+    Top(TopArgs),
     /// Say whether this machine and this user can run tmem, and how to grant what is missing.
     #[command(after_long_help = DOCTOR_NOTES)]
     Doctor(DoctorArgs),
@@ -73,7 +79,8 @@ Examples:
   tmem run --ram 50% --progress sort -S 4G big.txt -o sorted.txt
   tmem run --ram 1.5G --stats stats.json --on-full kill -- ./simulate --steps 1000
   tmem run --ram 1G --spill /mnt/nvme:20G -- ./unpack-photos
-  tmem run --ram 1G --spill off --on-full kill -- ./never-on-disk";
+  tmem run --ram 1G --spill off --on-full kill -- ./never-on-disk
+  tmem run --ram 2G --metrics 127.0.0.1:9464 -- ./server";
 
 const ATTACH_NOTES: &str = "\
 tmem stays in the foreground until the program ends (exit status 0). Ctrl-C, SIGTERM or `tmem detach PID` bring every \
@@ -88,6 +95,23 @@ The pages need room: the program grows to its full size again. `tmem detach` ret
 
 Example:
   tmem detach 4711";
+
+const TOP_NOTES: &str = "\
+One line for each `tmem run` and `tmem attach`, and below it its processes. RESIDENT: memory of the programs (of the whole tree, and of \
+each process). STORED: pages that are not there now. PACKED: what these take in RAM. SPILLED: what they take on disk. RATIO: stored to packed and \
+spilled. FAULT/s, REFLT/s (for pages that had been in use all the time), WRITE/s and READ/s (spill file): since the last look; with --once, within \
+0.2 s. P50, P90, P99: time to serve a fault, since the start.
+
+Only tmem of the same user in the same network namespace is shown; root sees that of all users. q, Esc and Ctrl-C end it, arrows and Page keys scroll. \
+With NO_COLOR set there are no colours. docs/stats.md describes the fields of --json.
+
+Exit status: 0, also if nothing runs; 125 if there is no terminal.
+
+Examples:
+  tmem top
+  tmem top --interval 0.5
+  tmem top --once
+  tmem top --once --json | jq '.supervisors[] | {command, resident_bytes, faults: .rates.faults}'";
 
 const DOCTOR_NOTES: &str = "\
 Exit status: 0 if `tmem run` can work here, 1 if something it needs is missing.
@@ -135,6 +159,25 @@ pub struct DetachArgs {
     /// Process to leave alone from now on: the one given to `attach`, or any process of a managed tree.
     #[arg(value_name = "PID", value_parser = clap::value_parser!(u32).range(1..=i64::from(i32::MAX)))]
     pub pid: u32,
+}
+
+/// Flags of `tmem top`.
+#[derive(Args, Debug)]
+pub struct TopArgs {
+    /// Print one table and end.
+    #[arg(long)]
+    pub once: bool,
+    /// With --once: print one JSON object instead of a table.
+    #[arg(long, requires = "once")]
+    pub json: bool,
+    /// Seconds between two looks, from 0.1 to 3600.
+    #[arg(long, value_name = "SECONDS", default_value = "1", value_parser = seconds, conflicts_with = "once")]
+    pub interval: Duration,
+}
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    let seconds = text.parse::<f64>().ok().filter(|seconds| (0.1..=3600.0).contains(seconds));
+    seconds.map(Duration::from_secs_f64).ok_or_else(|| "write a number of seconds from 0.1 to 3600".to_owned())
 }
 
 /// Flags of `tmem doctor`.
@@ -190,6 +233,12 @@ pub struct BudgetArgs {
     /// Do not encrypt what is spilled. Otherwise only this tmem can read it, with a key that is nowhere but in its memory.
     #[arg(long)]
     pub spill_plain: bool,
+    /// Serve live figures over HTTP at this address, in Prometheus' text format: GET /metrics.
+    ///
+    /// As in 127.0.0.1:9464, [::1]:9464 or localhost:9464; port 0 takes a free one, which `tmem top --once --json` shows. There is no
+    /// password and no encryption: whoever reaches the address can read the figures and the names of processes. docs/stats.md describes the metrics.
+    #[arg(long, value_name = "ADDR:PORT", value_parser = address)]
+    pub metrics: Option<SocketAddr>,
     /// Write one JSON object with figures at the end: to FILE, or to standard output for '-'.
     ///
     /// docs/stats.md describes the fields. With '-' it follows the command's own output, as its last line.
@@ -198,6 +247,16 @@ pub struct BudgetArgs {
     /// Show a live line on standard error, if that is a terminal.
     #[arg(long)]
     pub progress: bool,
+}
+
+fn address(text: &str) -> Result<SocketAddr, String> {
+    let what = "write an address and a port, for example 127.0.0.1:9464";
+    // A number alone would be asked of the name service.
+    if !text.contains(':') || text.starts_with(':') {
+        return Err(what.to_owned());
+    }
+    let found = text.to_socket_addrs().map_err(|e| format!("{e}: {what}"))?.next();
+    found.ok_or_else(|| what.to_owned())
 }
 
 /// `--on-full`, in the words of the command line.
@@ -269,6 +328,13 @@ mod tests {
             &["tmem", "attach", "--ram", "1G", "-1"],
             &["tmem", "attach", "--ram", "1G", "4294967295"],
             &["tmem", "detach", "me"],
+            &["tmem", "top", "--json"],
+            &["tmem", "top", "--once", "--interval", "1"],
+            &["tmem", "top", "--interval", "0"],
+            &["tmem", "top", "--interval", "nan"],
+            &["tmem", "run", "--ram", "1G", "--metrics", "9464", "ls"],
+            &["tmem", "run", "--ram", "1G", "--metrics", ":9464", "ls"],
+            &["tmem", "run", "--ram", "1G", "--metrics", "127.0.0.1:x", "ls"],
         ] {
             Cli::try_parse_from(words).expect_err(&words.join(" "));
         }

@@ -8,6 +8,7 @@ mod manual;
 mod size;
 mod spill;
 mod stats;
+mod top;
 
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -30,6 +31,7 @@ fn main() -> ExitCode {
         Command::Run(args) => run(&args),
         Command::Attach(args) => attach(&args),
         Command::Detach(args) => detach(&args),
+        Command::Top(args) => top::top(&args).map(|()| ExitCode::SUCCESS),
         Command::Doctor(args) => {
             let able = doctor::print(&tmem_run::doctor::examine(), args.json);
             able.map(|able| if able { ExitCode::SUCCESS } else { ExitCode::FAILURE }).map_err(Into::into)
@@ -68,6 +70,7 @@ fn prepare(budget: &BudgetArgs) -> anyhow::Result<(tmem_run::Options, StatsSink)
         progress: budget.progress,
         spill: spill::parse(&budget.spill)?,
         spill_plain: budget.spill_plain,
+        metrics: budget.metrics,
     };
     if let Some(obstacle) = tmem_run::doctor::obstacle() {
         anyhow::bail!(obstacle);

@@ -21,13 +21,15 @@ counters! {
     pages_read_ahead,
     /// Of those, pages that were still in staging.
     pages_from_staging,
+    /// Faults for a stored page so soon that it must have been in use all the time.
+    pages_refaulted,
     /// Evicted pages whose stored copy was still valid.
     swapcache_hits,
     /// Pages filled with zeros at first touch.
     pages_zero_filled,
     /// Pages that would not move (pinned, shared, locked).
     pages_stuck,
-    /// Pages that compression could not make smaller.
+    /// Pages that the store did not take.
     pages_incompressible,
     /// Faults and growth that waited for room.
     faults_parked,
@@ -37,6 +39,24 @@ counters! {
     processes_managed,
     /// Forks followed.
     forks_followed,
+    /// Attempts to manage a process that could not be stopped just then.
+    process_busy,
+    /// Attempts to manage one that ended.
+    process_gone,
+    /// Attempts to manage one that ptrace was refused for.
+    process_ptrace,
+    /// Attempts to manage one that cannot take an agent.
+    process_unfit,
+    /// Attempts to manage one in which a call failed.
+    process_failed,
+    /// Requests for live figures that were answered.
+    watch_answers,
+    /// Those of another user.
+    watch_stranger,
+    /// Those that were malformed, too long or too slow.
+    watch_malformed,
+    /// Those that were dropped for newer ones, or that nobody had time for.
+    watch_busy,
 }
 
 /// Adds to a counter.

@@ -280,8 +280,11 @@ impl Space {
             if !keeps {
                 shared.store.flush_page(inner.key(page));
             }
-            let soon = page == asked && pages == 1 && shared.is_soon(meta.epoch());
-            inner.pages.set(page, if soon { home.heated() } else { home.cooled() });
+            let soon = page == asked && shared.is_soon(meta.epoch());
+            if soon {
+                add(&shared.counters.pages_refaulted, 1);
+            }
+            inner.pages.set(page, if soon && pages == 1 { home.heated() } else { home.cooled() });
         }
         inner.arrive(shared, first, pages);
         shared.account.note((pages * PAGE) as i64);

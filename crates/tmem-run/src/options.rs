@@ -1,5 +1,6 @@
 //! What a user may ask of `run` and `attach`.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 /// What happens when memory over the budget cannot be made smaller any more.
@@ -45,4 +46,6 @@ pub struct Options {
     pub spill: Spill,
     /// Do not encrypt what is spilled.
     pub spill_plain: bool,
+    /// Serve figures at this address, over HTTP, in Prometheus' text format.
+    pub metrics: Option<SocketAddr>,
 }

@@ -138,6 +138,12 @@ pub fn minor_faults(pid: i32) -> Option<u64> {
     Stat::read(pid)?.field(10)?.parse().ok()
 }
 
+/// The name of a process: up to 15 bytes, of its own choice.
+pub fn name(pid: i32) -> Option<String> {
+    let name = fs::read(format!("/proc/{pid}/comm")).ok()?;
+    Some(String::from_utf8_lossy(&name).trim_end_matches('\n').to_owned())
+}
+
 /// Parent of a process.
 pub fn parent(pid: i32) -> Option<i32> {
     Stat::read(pid)?.field(4)?.parse().ok()

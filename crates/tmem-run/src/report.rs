@@ -1,81 +1,226 @@
-//! What a supervisor tells at the end (`--stats`) and on the way (`--progress`).
+//! What a supervisor tells: [`Report`] at the end (`--stats`), [`Snapshot`] while it runs (`tmem top`, `--metrics`).
 
-use serde::Serialize;
+use std::time::Instant;
 
-/// Percentiles of the time from taking a fault up to its page being in place (from parking it, if it waited for
-/// room), in nanoseconds.
-#[derive(Clone, Copy, Debug, Default, Serialize)]
-pub struct FaultTimes {
-    /// Faults measured.
-    pub count: u64,
-    /// Median.
-    pub p50: u64,
-    /// 90th percentile.
-    pub p90: u64,
-    /// 99th percentile.
-    pub p99: u64,
+use std::sync::atomic::Ordering::Relaxed;
+
+use crate::agent::InjectError;
+use crate::counters::{Counters, add};
+use crate::figures::figures;
+use crate::shared::Shared;
+
+figures! {
+    /// Percentiles of the time from taking a fault up to its page being in place (from parking it, if it waited for
+    /// room), in nanoseconds.
+    FaultTimes {
+        count: u64, Counter, "Faults that were timed.";
+        p50: u64, Gauge, "Median of the time from taking up a fault to its page being in place, in nanoseconds, since the \
+            start; for a fault that waited for room, the wait included. The time that the kernel needs to wake the supervisor, \
+            and the wait for other faults of the same process, are not in it.";
+        p90: u64, Gauge, "90th percentile of it.";
+        p99: u64, Gauge, "99th percentile of it.";
+    }
 }
 
-/// What went to the spill file and came back from it.
-#[derive(Clone, Copy, Debug, Default, Serialize)]
-pub struct SpillFigures {
-    /// Bytes written to it, with heads, seals and padding.
-    pub written_bytes: u64,
-    /// Packed pages that went out of RAM; a group counts once.
-    pub zpages_out: u64,
-    /// Packed pages that were read for a program.
-    pub zpages_back: u64,
-    /// Peak of what it took on the disk.
-    pub file_peak_bytes: u64,
-    /// Writes that failed; no page is lost by that.
-    pub write_failures: u64,
-    /// Reads that failed, and those that found something else than was written.
-    pub read_failures: u64,
+figures! {
+    /// What went to the spill file and came back from it; all zero if nothing was spilled.
+    SpillFigures {
+        written_bytes: u64, Counter, "Bytes written to the spill file (see `--spill`), with everything around the packed pages.";
+        read_bytes: u64, Counter, "Bytes read from it, for programs and for cleaning, in whole blocks.";
+        zpages_out: u64, Counter, "Packed pages that went to the file. A group of cold pages counts once.";
+        zpages_back: u64, Counter, "Packed pages that were read for a program.";
+        zpages_promoted: u64, Counter, "Of those, packed pages that came back to RAM because there was room.";
+        zpages_moved: u64, Counter, "Packed pages that cleaning gathered to write them elsewhere.";
+        segments_cleaned: u64, Counter, "Segments that were read to move what lives in them.";
+        file_peak_bytes: u64, Gauge, "Peak of what the file took on the disk, sampled.";
+        full: u64, Counter, "Times that the file had no room for another segment.";
+        lost_races: u64, Counter, "Packed pages that were replaced, flushed or moved while they were being written: they are not in the file.";
+        write_failures: u64, Counter, "Writes that failed; no page is lost by that.";
+        read_failures: u64, Counter, "Reads that failed or found something else than was written; the program is killed.";
+        damaged: u64, Counter, "Of those, reads that found something else than was written.";
+        discard_failures: u64, Counter, "Segments whose space could not be given back to the disk.";
+    }
 }
 
-/// Figures of one run; every field is documented here and in `docs/stats.md`.
-#[derive(Clone, Debug, Default, Serialize)]
-pub struct Report {
-    /// The budget given with `--ram`.
-    pub ram_limit_bytes: u64,
-    /// Peak of targets plus supervisor, sampled.
-    pub ram_peak_bytes: u64,
-    /// Peak of the targets' resident anonymous and shared memory.
-    pub resident_peak_bytes: u64,
-    /// Peak of the supervisor's memory: the store and everything else it holds.
-    pub store_peak_bytes: u64,
-    /// Pages moved out of the targets.
-    pub pages_evicted: u64,
-    /// Pages brought back, neighbours included.
-    pub pages_returned: u64,
-    /// Of the returned pages, those that came back with a neighbour's fault.
-    pub pages_read_ahead: u64,
-    /// Of the returned pages, those still uncompressed in staging.
-    pub pages_from_staging: u64,
-    /// Evictions that found their stored copy still valid: no compression needed.
-    pub swapcache_hits: u64,
-    /// Pages that were cold for long and packed again, together with their neighbours.
-    pub pages_recompressed: u64,
-    /// The spill file; all zero if nothing was spilled.
-    pub spill: SpillFigures,
-    /// Pages filled with zeros on first touch inside managed ranges.
-    pub pages_zero_filled: u64,
-    /// Time to serve a fault.
-    pub fault_ns: FaultTimes,
-    /// Original bytes over stored bytes, at the end of the run's peak; 0 when nothing was stored.
-    pub compression_ratio: f64,
-    /// Bytes over the budget at worst; 0 when it was kept.
-    pub over_budget_peak_bytes: u64,
-    /// 1 if the tree was over its budget with nothing left to shrink, which is told once.
-    pub on_full_events: u64,
-    /// Processes that were given an agent.
-    pub processes_managed: u64,
-    /// Forks that were followed with stored pages cloned.
-    pub forks_followed: u64,
-    /// Wall-clock seconds.
-    pub wall_seconds: f64,
-    /// CPU seconds that the supervisor itself used.
-    pub supervisor_cpu_seconds: f64,
-    /// Exit status of the command as a shell would show it.
-    pub exit_status: i32,
+figures! {
+    /// What was refused, put off or given up, by reason.
+    Refused {
+        pages_stuck: u64, Counter, "Pages that would not leave a program: pinned, locked or shared with a relative. They are passed over for some turns.";
+        pages_put_back: u64, Counter, "Pages that had left a program, but that the store did not take or that were wanted again: copied home.";
+        puts: u64, Counter, "Pages that the store refused for lack of room.";
+        reclaim_races: u64, Counter, "Stored pages that changed while they were to be moved or spilled: left alone.";
+        faults_parked: u64, Counter, "Faults that had to wait for room.";
+        process_busy: u64, Counter, "Attempts to manage a process that could not be stopped just then; it is tried again at once.";
+        process_gone: u64, Counter, "Attempts to manage a process that ended first.";
+        process_ptrace: u64, Counter, "Attempts to manage a process that ptrace was refused for. This and the next two are tried again each second.";
+        process_unfit: u64, Counter, "Attempts to manage a process that cannot take an agent: of another architecture, traced, or with a seccomp filter.";
+        process_failed: u64, Counter, "Attempts to manage a process in which a system call failed that is needed for it.";
+        watch_stranger: u64, Counter, "Requests for live figures from another user: not answered.";
+        watch_malformed: u64, Counter, "Requests for live figures that were malformed, too long or too slow.";
+        watch_busy: u64, Counter, "Requests for live figures that were dropped for newer ones, or to which there was no answer in time.";
+    }
+}
+
+figures! {
+    /// Figures of one run, all from its start.
+    Report {
+        ram_limit_bytes: u64, Gauge, "The budget given with `--ram`.";
+        ram_peak_bytes: u64, Gauge, "Peak of the programs and the supervisor together, sampled while they ran: what to compare with `ram_limit_bytes`.";
+        resident_peak_bytes: u64, Gauge, "Peak of the programs' resident anonymous and shared memory, over the whole tree.";
+        store_peak_bytes: u64, Gauge, "Peak of the supervisor's own memory: the compressed pages and everything else it holds.";
+        pages_evicted: u64, Counter, "Pages moved out of the programs. A page that leaves twice counts twice.";
+        pages_returned: u64, Counter, "Pages brought back, neighbours included.";
+        pages_read_ahead: u64, Counter, "Of the returned pages, those that came back with a neighbour's fault.";
+        pages_from_staging: u64, Counter, "Of the returned pages, those that had not been compressed yet.";
+        pages_refaulted: u64, Counter, "Faults for a stored page before as many pages were evicted after it as an eighth of the budget: it was in use all the time.";
+        swapcache_hits: u64, Counter, "Evictions that found their stored copy still valid, so that nothing had to be compressed.";
+        pages_recompressed: u64, Counter, "Stored pages that were cold for long and were packed again, together with their neighbours.";
+        pages_damaged: u64, Counter, "Stored pages that were not what had been stored, in RAM or on disk; the program is killed.";
+        pages_zero_filled: u64, Counter, "Pages filled with zeros on first touch inside managed ranges.";
+        spill: SpillFigures, Group(SpillFigures::FIGURES), "The spill file.";
+        fault_ns: FaultTimes, Group(FaultTimes::FIGURES), "Time to serve a fault.";
+        refused: Refused, Group(Refused::FIGURES), "What was refused, by reason.";
+        compression_ratio: f64, Gauge, "Original bytes over the bytes of the compressed pages, in RAM without headers and index and on disk, at the peak of the supervisor's memory; 0 when nothing was stored.";
+        over_budget_peak_bytes: u64, Gauge, "Bytes over the budget at the worst moment; 0 when it was kept.";
+        on_full_events: u64, Counter, "Times that the tree was over its budget with nothing left to make smaller (see `--on-full`). It is acted on and counted once per run.";
+        processes_managed: u64, Counter, "Processes that were managed, the first one included.";
+        forks_followed: u64, Counter, "Forks whose child got the evicted pages of its parent.";
+        watch_answers: u64, Counter, "Live figures given to `tmem top` and over `--metrics`.";
+        wall_seconds: f64, Gauge, "Wall-clock seconds since the start of the program.";
+        supervisor_cpu_seconds: f64, Counter, "CPU seconds that the supervisor used; the program's own are not in it.";
+        exit_status: Option<i32>, Note, "Exit status of the program as a shell shows it: 128 plus the number of the signal if one ended it. 0 under `attach`, which is not the parent and cannot know; null while it runs.";
+    }
+}
+
+figures! {
+    /// What is held at one moment.
+    Now {
+        ram_bytes: u64, Gauge, "Memory of the programs and the supervisor together: what `ram_limit_bytes` limits.";
+        resident_bytes: u64, Gauge, "The programs' resident anonymous and shared memory, over the whole tree.";
+        supervisor_bytes: u64, Gauge, "The supervisor's own memory: the store and everything else it holds.";
+        store_bytes: u64, Gauge, "Of that, the store: packed pages, index, tables, contexts.";
+        stored_bytes: u64, Gauge, "Pages that are stored, in RAM or on disk, as the programs see them.";
+        packed_bytes: u64, Gauge, "Packed pages in RAM, without headers and index.";
+        spilled_bytes: u64, Gauge, "Packed pages in the spill file, with heads and seals.";
+        spilled_zpages: u64, Gauge, "Number of those. A group of cold pages counts once.";
+        spill_file_bytes: u64, Gauge, "What the spill file takes on the disk, holes left out.";
+        ratio: f64, Gauge, "`stored_bytes` over `packed_bytes` and `spilled_bytes`; 0 when nothing is stored.";
+        faults_waiting: u64, Gauge, "Faults that wait for room.";
+        tree_processes: u64, Gauge, "Processes of the tree.";
+        tree_managed: u64, Gauge, "Of those, processes that pages can leave: they have an agent.";
+    }
+}
+
+figures! {
+    /// One process of the tree.
+    ProcessFigures {
+        pid: i32, Label, "Its number.";
+        name: String, Label, "Its name, from `/proc/PID/comm`.";
+        resident_bytes: u64, Gauge, "Its resident anonymous memory; what relatives share since a fork counts for each.";
+        stored_bytes: u64, Gauge, "Its pages that are stored; what relatives share since a fork counts for each.";
+        packed_bytes: u64, Gauge, "Packed bytes of the pages that it stored itself, in RAM or on disk.";
+        managed: bool, Note, "Pages can leave it: it has an agent.";
+        refused: Option<String>, Note, "Why it could not be managed the last time that was tried.";
+    }
+}
+
+figures! {
+    /// All figures at one moment.
+    Snapshot {
+        version: u32, Note, "Version of these figures. Fields may be added without a new one.";
+        pid: i32, Note, "Process number of the supervisor.";
+        program: i32, Note, "Process number of the program that was started or attached to.";
+        command: String, Note, "Its name.";
+        metrics: Option<String>, Note, "Where `--metrics` is served.";
+        #[serde(flatten)] now: Now, Inline(Now::FIGURES), "What is held now.";
+        #[serde(flatten)] report: Report, Inline(Report::FIGURES), "Since the start.";
+        processes: Vec<ProcessFigures>, List("process", ProcessFigures::FIGURES), "The processes, the largest first, at most 256.";
+    }
+}
+
+impl Report {
+    /// Takes over what was counted so far.
+    pub(crate) fn count(&mut self, shared: &Shared, started: Instant) {
+        let c = &shared.counters;
+        self.pages_evicted = c.pages_evicted.load(Relaxed);
+        self.pages_returned = c.pages_returned.load(Relaxed);
+        self.pages_read_ahead = c.pages_read_ahead.load(Relaxed);
+        self.pages_from_staging = c.pages_from_staging.load(Relaxed);
+        self.pages_refaulted = c.pages_refaulted.load(Relaxed);
+        self.swapcache_hits = c.swapcache_hits.load(Relaxed);
+        self.pages_zero_filled = c.pages_zero_filled.load(Relaxed);
+        self.on_full_events = c.on_full_events.load(Relaxed);
+        self.processes_managed = c.processes_managed.load(Relaxed);
+        self.forks_followed = c.forks_followed.load(Relaxed);
+        self.watch_answers = c.watch_answers.load(Relaxed);
+        let stats = shared.store.stats();
+        self.pages_recompressed = stats.recompressed;
+        self.pages_damaged = stats.corrupt;
+        self.spill.count(&stats.spill, shared.spill.read_bytes());
+        self.refused.count(c, &stats);
+        self.fault_ns = shared.faults.times();
+        self.wall_seconds = started.elapsed().as_secs_f64();
+        self.supervisor_cpu_seconds = own_cpu_seconds();
+    }
+}
+
+impl SpillFigures {
+    fn count(&mut self, spill: &tmem::SpillStats, read_bytes: u64) {
+        self.written_bytes = spill.written_bytes;
+        self.read_bytes = read_bytes;
+        self.zpages_out = spill.spilled.saturating_sub(spill.moved);
+        self.zpages_back = spill.fetched;
+        self.zpages_promoted = spill.promoted;
+        self.zpages_moved = spill.moved;
+        self.segments_cleaned = spill.cleaned;
+        self.full = spill.full;
+        self.lost_races = spill.lost_races;
+        self.write_failures = spill.write_failures;
+        self.read_failures = spill.read_failures + spill.damaged;
+        self.damaged = spill.damaged;
+        self.discard_failures = spill.discard_failures;
+    }
+}
+
+impl Refused {
+    fn count(&mut self, c: &Counters, stats: &tmem::Stats) {
+        *self = Refused {
+            pages_stuck: c.pages_stuck.load(Relaxed),
+            pages_put_back: c.pages_incompressible.load(Relaxed),
+            puts: stats.refusals,
+            reclaim_races: stats.lost_races,
+            faults_parked: c.faults_parked.load(Relaxed),
+            process_busy: c.process_busy.load(Relaxed),
+            process_gone: c.process_gone.load(Relaxed),
+            process_ptrace: c.process_ptrace.load(Relaxed),
+            process_unfit: c.process_unfit.load(Relaxed),
+            process_failed: c.process_failed.load(Relaxed),
+            watch_stranger: c.watch_stranger.load(Relaxed),
+            watch_malformed: c.watch_malformed.load(Relaxed),
+            watch_busy: c.watch_busy.load(Relaxed),
+        };
+    }
+}
+
+/// Counts why a process is not managed.
+pub fn count_refusal(counters: &Counters, why: &InjectError) {
+    let counter = match why {
+        InjectError::Busy => &counters.process_busy,
+        InjectError::Gone(_) => &counters.process_gone,
+        InjectError::Refused(_) => &counters.process_ptrace,
+        InjectError::Unfit(_) => &counters.process_unfit,
+        InjectError::InTarget(..) | InjectError::Ours(..) => &counters.process_failed,
+    };
+    add(counter, 1);
+}
+
+fn own_cpu_seconds() -> f64 {
+    // SAFETY: an all-zero rusage is valid and the call fills it.
+    let usage = unsafe {
+        let mut usage: libc::rusage = std::mem::zeroed();
+        libc::getrusage(libc::RUSAGE_SELF, &mut usage);
+        usage
+    };
+    let seconds = |t: libc::timeval| t.tv_sec as f64 + t.tv_usec as f64 / 1e6;
+    seconds(usage.ru_utime) + seconds(usage.ru_stime)
 }

@@ -20,6 +20,7 @@ use crate::space::Space;
 use crate::spill::SpillFile;
 use crate::sys::{self, PAGE, Uffd};
 use crate::upkeep::Upkeep;
+use crate::watch::Desk;
 
 /// Pages that one worker takes out at a time.
 pub const BATCH_PAGES: usize = 256;
@@ -81,6 +82,8 @@ pub struct Shared {
     pub account: Account,
     /// Times to serve a fault.
     pub faults: Histogram,
+    /// Where figures are laid for whoever wants to see them.
+    pub desk: Desk,
     /// Set when the supervisor ends.
     pub stopping: AtomicBool,
     /// Workers take this for reading while they evict; detaching takes it for writing.
@@ -140,6 +143,7 @@ impl Shared {
             counters: Counters::default(),
             account: Account::default(),
             faults: Histogram::default(),
+            desk: Desk::default(),
             stopping: AtomicBool::new(false),
             gate: RwLock::new(()),
             own: AtomicU64::new(0),

@@ -40,6 +40,8 @@ pub struct Space {
     tag_page: Box<[u8; PAGE as usize]>,
     /// Serves its faults.
     pub uffd: Uffd,
+    /// Where its pages are stored; the same as [`Inner::pool`], to be seen without the lock.
+    pub pool: PoolId,
     /// Its process, 0 while a forked child has not been found yet.
     pub pid: AtomicI32,
     /// Age of its oldest queued page: arrival number, `u64::MAX` when nothing is queued.
@@ -189,6 +191,7 @@ impl Space {
             id,
             tag_page,
             uffd,
+            pool: inner.pool,
             pid: AtomicI32::new(0),
             oldest: AtomicU64::new(u64::MAX),
             parked: AtomicUsize::new(0),

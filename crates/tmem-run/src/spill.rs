@@ -58,6 +58,7 @@ pub struct SpillFile {
     opened: OnceLock<bool>,
     /// Why the last write failed.
     failure: Arc<Mutex<Option<io::Error>>>,
+    read_bytes: Arc<AtomicU64>,
     told: AtomicBool,
     cleared: AtomicBool,
     taken_back: AtomicU64,
@@ -92,6 +93,7 @@ impl SpillFile {
             plain: options.spill_plain,
             opened: OnceLock::new(),
             failure: Arc::default(),
+            read_bytes: Arc::default(),
             told: AtomicBool::new(false),
             cleared: AtomicBool::new(false),
             taken_back: AtomicU64::new(0),
@@ -140,7 +142,8 @@ impl SpillFile {
             }
         };
         let spill = |tier| {
-            let watched = Watched { tier, failure: Arc::clone(&self.failure) };
+            let (failure, read_bytes) = (Arc::clone(&self.failure), Arc::clone(&self.read_bytes));
+            let watched = Watched { tier, failure, read_bytes };
             let spill = tmem::Spill::new(watched, self.bytes_max).flushed_after_gets();
             store.add_spill(if self.plain { spill.plain() } else { spill }).map_err(io::Error::other)
         };
@@ -161,6 +164,11 @@ impl SpillFile {
     /// Bytes of RAM that spilling took back so far.
     pub fn taken_back(&self) -> u64 {
         self.taken_back.load(Relaxed)
+    }
+
+    /// Bytes that were read from the file so far.
+    pub fn read_bytes(&self) -> u64 {
+        self.read_bytes.load(Relaxed)
     }
 
     /// Whether the file was full or failed at some time.
@@ -199,10 +207,11 @@ impl fmt::Display for SpillFile {
     }
 }
 
-/// Remembers why a write failed, for the user.
+/// Remembers why a write failed, for the user, and counts what is read.
 struct Watched {
     tier: FileTier,
     failure: Arc<Mutex<Option<io::Error>>>,
+    read_bytes: Arc<AtomicU64>,
 }
 
 impl Tier for Watched {
@@ -215,6 +224,7 @@ impl Tier for Watched {
     }
 
     fn read(&self, offset: u64, bytes: &mut [u8]) -> io::Result<()> {
+        self.read_bytes.fetch_add(bytes.len() as u64, Relaxed);
         self.tier.read(offset, bytes)
     }
 
@@ -338,6 +348,7 @@ mod tests {
             progress: false,
             spill: Spill::At { path, bytes_max: Some(8 << 20) },
             spill_plain: false,
+            metrics: None,
         };
         let path = folder.join("made");
         let made = SpillFile::prepare(&options(path.clone())).unwrap();

@@ -5,7 +5,7 @@ use std::os::unix::process::CommandExt;
 use std::process::Command;
 
 use crate::agent::InjectError;
-use crate::control::{self, Mark};
+use crate::control;
 use crate::error::Error;
 use crate::guard::Guard;
 use crate::options::Options;
@@ -16,6 +16,7 @@ use crate::spill::SpillFile;
 use crate::supervisor::{Outcome, Supervisor};
 use crate::sys;
 use crate::tree::{Root, Tree};
+use crate::watch::Doors;
 
 /// Runs `command` and everything it starts in `options.ram_bytes` of memory; returns when all of it has ended.
 ///
@@ -27,7 +28,7 @@ pub fn run(command: &[OsString], options: &Options) -> Result<Outcome, Error> {
     let Some((program, args)) = command.split_first() else { return Err(Error::own("no command was given")) };
     // SAFETY: plain system call; orphans of the tree become our children instead of init's.
     unsafe { libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) };
-    let mark = Mark::new()?;
+    let doors = Doors::open(options.metrics)?;
     let guard = Guard::start().map_err(|e| Error::own(format!("the guard process cannot be started: {e}")))?;
     let signals = Signals::open().map_err(|e| Error::own(format!("signalfd: {e}")))?;
     let child = match Command::new(program).args(args).spawn_unwaited() {
@@ -43,7 +44,7 @@ pub fn run(command: &[OsString], options: &Options) -> Result<Outcome, Error> {
         }
     };
     let tree = Tree::new(Root::Below { guard: guard.pid() });
-    let supervisor = Supervisor::new(options, (guard, mark, spill), signals, tree, child, true).inspect_err(|_| {
+    let supervisor = Supervisor::new(options, (guard, doors, spill), signals, tree, child, true).inspect_err(|_| {
         // Better no program than one without its budget.
         sys::kill(child, libc::SIGKILL);
     })?;
@@ -59,11 +60,11 @@ pub fn attach(pid: u32, options: &Options) -> Result<Outcome, Error> {
     let pid = pid as i32;
     check_target(pid)?;
     let spill = SpillFile::prepare(options)?;
-    let mark = Mark::new()?;
+    let doors = Doors::open(options.metrics)?;
     let guard = Guard::start().map_err(|e| Error::own(format!("the guard process cannot be started: {e}")))?;
     let signals = Signals::open().map_err(|e| Error::own(format!("signalfd: {e}")))?;
     let mut supervisor =
-        Supervisor::new(options, (guard, mark, spill), signals, Tree::new(Root::Process(pid)), pid, false)?;
+        Supervisor::new(options, (guard, doors, spill), signals, Tree::new(Root::Process(pid)), pid, false)?;
     // An attachment should fail now, not when memory runs short.
     supervisor
         .take_charge_now(pid)

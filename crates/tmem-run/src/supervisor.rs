@@ -10,7 +10,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use crate::agent::{Agent, InjectError};
-use crate::control::{Control, Mark};
+use crate::control::Control;
 use crate::error::Error;
 use crate::fault::Scratch;
 use crate::guard::Guard;
@@ -19,7 +19,7 @@ use crate::leave;
 use crate::options::{OnFull, Options};
 use crate::proc;
 use crate::ptrace;
-use crate::report::Report;
+use crate::report::{Report, count_refusal};
 use crate::shared::Shared;
 use crate::signals::{Signal, Signals};
 use crate::space::{Probe, Space};
@@ -27,6 +27,7 @@ use crate::spill::SpillFile;
 use crate::sys;
 use crate::throttle::Throttle;
 use crate::tree::{Process, Tree};
+use crate::watch::{self, Doors, Identity};
 use crate::workers;
 
 /// How the supervised program ended.
@@ -66,8 +67,10 @@ pub struct Supervisor {
     main: i32,
     main_is_ours: bool,
     ending: Option<Ending>,
-    started: Instant,
+    identity: Identity,
     report: Report,
+    /// What the programs held at the last look, in bytes.
+    resident: u64,
     refreshed: Instant,
     /// How long the last look at the tree took.
     refreshing: Duration,
@@ -91,19 +94,22 @@ impl Supervisor {
     /// When somebody else manages it, or the system refuses what we need.
     pub fn new(
         options: &Options,
-        (guard, mark, spill): (Guard, Mark, SpillFile),
+        (guard, doors, spill): (Guard, Doors, SpillFile),
         signals: Signals,
         tree: Tree,
         main: i32,
         ours: bool,
     ) -> Result<Supervisor, Error> {
-        let control = Control::claim(main, mark)?;
+        let control = Control::claim(main)?;
         let processors = std::thread::available_parallelism().map_or(1, usize::from);
         let shared = Arc::new(Shared::new(options.ram_bytes, processors.clamp(1, 4), guard, spill)?);
         workers::start(&shared);
+        let now = Instant::now();
+        let identity = Identity { program: main, metrics: doors.metrics_address(), started: now };
+        // Before priority is asked for, which it does not need.
+        watch::start(&shared, doors);
         // The program was started before, so it does not inherit this.
         workers::set_priority(0, -10);
-        let now = Instant::now();
         Ok(Supervisor {
             options: options.clone(),
             shared,
@@ -114,8 +120,9 @@ impl Supervisor {
             main,
             main_is_ours: ours,
             ending: None,
-            started: now,
+            identity,
             report: Report { ram_limit_bytes: options.ram_bytes, ..Report::default() },
+            resident: 0,
             refreshed: now - Duration::from_secs(1),
             refreshing: Duration::ZERO,
             throttle: Throttle::new(),
@@ -186,6 +193,10 @@ impl Supervisor {
         }
         self.watch_full(total);
         self.draw(total);
+        if shared.desk.is_wanted() {
+            let report = self.report.clone();
+            shared.desk.lay(watch::take(&shared, &self.tree, self.resident, report, &self.identity));
+        }
         pause
     }
 
@@ -195,6 +206,7 @@ impl Supervisor {
         let targets = self.tree.sample(self.shared.limits.trigger.saturating_sub(own));
         let total = targets + own;
         self.shared.own.store(own, Relaxed);
+        self.resident = targets;
         self.shared.account.sample(total, noted);
         let r = &mut self.report;
         r.ram_peak_bytes = r.ram_peak_bytes.max(total);
@@ -312,6 +324,9 @@ impl Supervisor {
             && pid == self.main
         {
             self.ended(*status);
+        }
+        if let Err(e) = result {
+            count_refusal(&self.shared.counters, e);
         }
         let Some(process) = self.tree.processes.get_mut(&pid) else { return };
         match result {
@@ -544,43 +559,13 @@ impl Supervisor {
         if self.options.progress && std::io::stderr().is_terminal() {
             eprint!("\r\x1b[K");
         }
-        let c = &self.shared.counters;
         let r = &mut self.report;
-        r.pages_evicted = c.pages_evicted.load(Relaxed);
-        r.pages_returned = c.pages_returned.load(Relaxed);
-        r.pages_read_ahead = c.pages_read_ahead.load(Relaxed);
-        r.pages_from_staging = c.pages_from_staging.load(Relaxed);
-        r.swapcache_hits = c.swapcache_hits.load(Relaxed);
-        let stats = self.shared.store.stats();
-        r.pages_recompressed = stats.recompressed;
-        r.spill.written_bytes = stats.spill.written_bytes;
-        r.spill.zpages_out = stats.spill.spilled.saturating_sub(stats.spill.moved);
-        r.spill.zpages_back = stats.spill.fetched;
-        r.spill.write_failures = stats.spill.write_failures;
-        r.spill.read_failures = stats.spill.read_failures + stats.spill.damaged;
-        r.pages_zero_filled = c.pages_zero_filled.load(Relaxed);
-        r.on_full_events = c.on_full_events.load(Relaxed);
-        r.processes_managed = c.processes_managed.load(Relaxed);
-        r.forks_followed = c.forks_followed.load(Relaxed);
-        r.fault_ns = self.shared.faults.times();
-        r.wall_seconds = self.started.elapsed().as_secs_f64();
-        r.supervisor_cpu_seconds = own_cpu_seconds();
-        r.exit_status = match ending {
+        r.count(&self.shared, self.identity.started);
+        r.exit_status = Some(match ending {
             Ending::Exited(status) => status,
             Ending::Signaled(signal) => 128 + signal,
             Ending::Detached => 0,
-        };
+        });
         Outcome { ending, report: self.report }
     }
-}
-
-fn own_cpu_seconds() -> f64 {
-    // SAFETY: an all-zero rusage is valid and the call fills it.
-    let usage = unsafe {
-        let mut usage: libc::rusage = std::mem::zeroed();
-        libc::getrusage(libc::RUSAGE_SELF, &mut usage);
-        usage
-    };
-    let seconds = |t: libc::timeval| t.tv_sec as f64 + t.tv_usec as f64 / 1e6;
-    seconds(usage.ru_utime) + seconds(usage.ru_stime)
 }
