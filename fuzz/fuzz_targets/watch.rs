@@ -6,4 +6,5 @@ use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|input: &[u8]| {
     tmem_run::testing::watch_any(input);
+    tmem_run::testing::watch_damaged(input);
 });

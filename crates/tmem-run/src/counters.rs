@@ -33,6 +33,8 @@ counters! {
     pages_incompressible,
     /// Faults and growth that waited for room.
     faults_parked,
+    /// Threads stopped because memory grew where no fault showed it.
+    threads_held,
     /// Times over budget with nothing to shrink.
     on_full_events,
     /// Agents injected.

@@ -33,6 +33,7 @@ figures! {
         zpages_moved: u64, Counter, "Packed pages that cleaning gathered to write them elsewhere.";
         segments_cleaned: u64, Counter, "Segments that were read to move what lives in them.";
         file_peak_bytes: u64, Gauge, "Peak of what the file took on the disk, sampled.";
+        bytes_max: u64, Gauge, "What the file may grow to; 0 before there is need of it.";
         full: u64, Counter, "Times that the file had no room for another segment.";
         lost_races: u64, Counter, "Packed pages that were replaced, flushed or moved while they were being written: they are not in the file.";
         write_failures: u64, Counter, "Writes that failed; no page is lost by that.";
@@ -50,6 +51,7 @@ figures! {
         puts: u64, Counter, "Pages that the store refused for lack of room.";
         reclaim_races: u64, Counter, "Stored pages that changed while they were to be moved or spilled: left alone.";
         faults_parked: u64, Counter, "Faults that had to wait for room.";
+        threads_held: u64, Counter, "Threads that were stopped for up to 20 ms because memory grew past the budget where no fault of ours slows it.";
         process_busy: u64, Counter, "Attempts to manage a process that could not be stopped just then; it is tried again at once.";
         process_gone: u64, Counter, "Attempts to manage a process that ended first.";
         process_ptrace: u64, Counter, "Attempts to manage a process that ptrace was refused for. This and the next two are tried again each second.";
@@ -173,6 +175,7 @@ impl SpillFigures {
         self.zpages_promoted = spill.promoted;
         self.zpages_moved = spill.moved;
         self.segments_cleaned = spill.cleaned;
+        self.bytes_max = spill.bytes_max;
         self.full = spill.full;
         self.lost_races = spill.lost_races;
         self.write_failures = spill.write_failures;
@@ -190,6 +193,7 @@ impl Refused {
             puts: stats.refusals,
             reclaim_races: stats.lost_races,
             faults_parked: c.faults_parked.load(Relaxed),
+            threads_held: c.threads_held.load(Relaxed),
             process_busy: c.process_busy.load(Relaxed),
             process_gone: c.process_gone.load(Relaxed),
             process_ptrace: c.process_ptrace.load(Relaxed),

@@ -2,7 +2,7 @@
 
 use crate::control;
 use crate::figures;
-use crate::report::Snapshot;
+use crate::report::{ProcessFigures, Snapshot};
 use crate::watch::{http, protocol};
 
 /// Reads bytes as everything that others can send over the sockets of a supervisor or to `tmem top`.
@@ -24,6 +24,25 @@ pub fn watch_any(bytes: &[u8]) {
         assert_eq!((again.processes, again.command), (snapshot.processes.clone(), snapshot.command.clone()));
         let text = figures::metrics(Snapshot::FIGURES, &snapshot);
         assert!(text.lines().all(|line| line.starts_with("# HELP ") || line.starts_with("# TYPE ") || is_sample(line)));
+    }
+}
+
+/// The same with messages as they should be, of which the input replaces a part: it begins with where that lies and how long it is.
+///
+/// # Panics
+/// When what was understood does not hold together.
+pub fn watch_damaged(input: &[u8]) {
+    let Some((head, part)) = input.split_at_checked(4) else { return };
+    let word = |at: usize| usize::from(u16::from_le_bytes([head[at], head[at + 1]]));
+    let process =
+        ProcessFigures { name: "name".to_owned(), refused: Some("why".to_owned()), ..ProcessFigures::default() };
+    let snapshot = Snapshot { version: protocol::VERSION, processes: vec![process], ..Snapshot::default() };
+    let names = b"0: 2 0 10000 1 1 9 @tmem/supervisor/41\n0: 2 0 10000 1 1 9 @tmem/supervisor/7\n";
+    let request = b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nAccept: */*\r\n\r\n";
+    for whole in [&protocol::answer(&snapshot)[..], names, request, protocol::REQUEST] {
+        let from = word(0) % (whole.len() + 1);
+        let to = (from + word(2)).min(whole.len());
+        watch_any(&[&whole[..from], part, &whole[to..]].concat());
     }
 }
 

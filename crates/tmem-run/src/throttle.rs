@@ -7,6 +7,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::counters::add;
 use crate::ptrace::{self, Paused};
 use crate::shared::Shared;
 use crate::space::Space;
@@ -63,6 +64,7 @@ impl Throttle {
                 self.held.extend(ptrace::hold_running(pid, agent));
             }
         }
+        add(&shared.counters.threads_held, self.held.len() as u64);
         self.since = Instant::now();
     }
 

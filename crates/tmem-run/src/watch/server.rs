@@ -5,6 +5,7 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixListener;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::thread;
@@ -201,13 +202,18 @@ fn metrics(snapshot: &Snapshot) -> String {
     figures::metrics(Snapshot::FIGURES, &snapshot)
 }
 
-/// Starts the thread. It ends when `shared.stopping` is set, or with the process.
+/// Starts the thread. It ends when `shared.stopping` is set, or with the process. Without it the program runs all the same.
 pub fn start(shared: &Arc<Shared>, doors: Doors) {
     let shared = Arc::clone(shared);
-    let started = thread::Builder::new().name(THREAD.to_owned()).stack_size(256 << 10).spawn(move || {
-        serve(&shared, &doors);
-    });
-    started.expect("a thread can be started at the beginning");
+    let serve = move || {
+        // A defect costs whoever is here their answers, no more.
+        while catch_unwind(AssertUnwindSafe(|| serve(&shared, &doors))).is_err() {
+            thread::sleep(LOOK);
+        }
+    };
+    if let Err(e) = thread::Builder::new().name(THREAD.to_owned()).stack_size(256 << 10).spawn(serve) {
+        eprintln!("tmem: `tmem top` and --metrics will show nothing: no thread for them: {e}");
+    }
 }
 
 fn serve(shared: &Shared, doors: &Doors) {
