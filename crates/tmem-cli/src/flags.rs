@@ -235,7 +235,7 @@ pub struct BudgetArgs {
     pub spill_plain: bool,
     /// Serve live figures over HTTP at this address, in Prometheus' text format: GET /metrics.
     ///
-    /// As in 127.0.0.1:9464, [::1]:9464 or localhost:9464; port 0 takes a free one, which `tmem top --once --json` shows. There is no
+    /// As in 127.0.0.1:9464 or localhost:9464; port 0 takes a free one, which `tmem top --once --json` shows. There is no
     /// password and no encryption: whoever reaches the address can read the figures and the names of processes. docs/stats.md describes the metrics.
     #[arg(long, value_name = "ADDR:PORT", value_parser = address)]
     pub metrics: Option<SocketAddr>,

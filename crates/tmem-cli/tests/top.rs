@@ -223,6 +223,32 @@ fn nonsense_is_refused() {
     assert!(number(&run.seen(), "refused.watch_malformed") >= 3.0);
 }
 
+/// Another user's supervisor, as far as can be seen: to run a real one that user would need privileges.
+const ANOTHER: &str = "
+import os, socket
+s = socket.socket(socket.AF_UNIX)
+s.bind('\\0tmem/supervisor/%d' % os.getpid())
+s.listen()
+while True:
+    c = s.accept()[0]
+    c.recv(100)
+    c.sendall(b'{\"version\":1,\"command\":\"another\\u001b[2J\"}\\n')
+    c.close()
+";
+
+#[test]
+fn root_sees_all_users() {
+    let name = "root_sees_all_users";
+    let python = "/usr/bin/python3";
+    // SAFETY: takes no arguments and cannot fail.
+    if unsafe { libc::getuid() } != 0 || !fs::exists(python).unwrap_or(false) {
+        return skip(name, "only root can become another user, and /usr/bin/python3 is needed for that");
+    }
+    let mut another = Command::new(python);
+    let another = Running(another.args(["-c", ANOTHER]).uid(65534).gid(65534).current_dir("/").spawn().unwrap());
+    assert_eq!(another.seen()["command"], "another?[2J");
+}
+
 #[test]
 fn another_user_sees_nothing() {
     let name = "another_user_sees_nothing";
