@@ -100,6 +100,8 @@ impl Space {
             shared.store.rekey_range(inner.pool, object(from), range, object(to), index(to));
         }
         inner.pages.rekey(first..first + count, target);
+        let kept: Vec<_> = inner.kept.extract_if(|page, _| (first..first + count).contains(page)).collect();
+        inner.kept.extend(kept.into_iter().map(|(page, print)| (page - first + target, print)));
         let moved: Vec<_> = inner.staged.extract_if(|page, _| (first..first + count).contains(page)).collect();
         for (page, staged) in moved {
             let page = page - first + target;
@@ -148,8 +150,12 @@ impl Space {
     fn forget(&self, shared: &Shared, inner: &mut Inner, first: PageNumber, end: PageNumber) {
         let mut held = false;
         let mut staged = Vec::new();
+        let kept = &mut inner.kept;
         inner.pages.update(first..end, |page, meta| {
             held |= meta.place() == Place::Stored || meta.is_cached();
+            if meta.is_cached() {
+                kept.remove(&page);
+            }
             if meta.place() == Place::Staged {
                 staged.push(page);
             }

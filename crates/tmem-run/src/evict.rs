@@ -19,6 +19,7 @@ use tmem::{Key, PoolId};
 use crate::agent::{Agent, Batch};
 use crate::choose::{LOOKS_MAX, choose, kernel_touched_pages};
 use crate::counters::add;
+use crate::fingerprint::Fingerprint;
 use crate::pages::{PageNumber, Place};
 use crate::proc;
 use crate::shared::{BATCH_PAGES, Shared};
@@ -35,8 +36,8 @@ const COMMIT_PAGES: usize = 32;
 /// Turns that a page sits out which would not move, or could not be stored.
 const STUCK_CREDIT: u32 = 3;
 
-/// A copy of at most this many bytes stays in the store when its page comes back: what it takes from the budget costs less
-/// in faults than compressing the page again.
+/// A copy of at most this many bytes stays in RAM when its page comes back: what it takes from the budget costs less in faults
+/// than compressing the page again.
 const SMALL_BYTES: u32 = 256;
 
 /// A page on its way out.
@@ -46,7 +47,10 @@ struct Item {
     slot_key: Key,
     slot: u32,
     contents: Contents,
-    cached: bool,
+    /// What it was when the store's copy was, if there is one.
+    kept: Option<Fingerprint>,
+    /// That copy takes little.
+    small: bool,
     /// A forked relative had it too.
     shared: bool,
     copy: Copy,
@@ -60,7 +64,7 @@ enum Copy {
     /// In the store, under the key of the staging slot: an eviction under way and what else may happen to the
     /// page's address meanwhile never meet in one key.
     New { small: bool },
-    /// In the store, under the page's own key, from an earlier eviction: a small one, or it would not have been kept.
+    /// In the store, under the page's own key, from an earlier eviction.
     Kept,
 }
 
@@ -265,7 +269,8 @@ impl Evictor {
                 slot_key: inner.slot_key(slot),
                 slot,
                 contents,
-                cached: before.is_cached(),
+                kept: inner.kept.remove(&page).filter(|_| before.is_cached()),
+                small: before.is_small(),
                 shared: before.is_stuck(),
                 copy: Copy::None,
             });
@@ -318,7 +323,7 @@ impl Evictor {
         for item in &mut self.items {
             server.serve(shared, Duration::ZERO);
             let page = item.contents.page();
-            if item.cached && shared.store.matches(item.key, page) {
+            if item.kept.is_some_and(|kept| kept == shared.fingerprint(page)) {
                 add(&shared.counters.swapcache_hits, 1);
                 item.copy = Copy::Kept;
                 continue;
@@ -359,7 +364,7 @@ impl Evictor {
                     pages += 1;
                 }
                 (Some(owner), Copy::Kept) if owner == item.page => {
-                    stored(inner, owner, epoch, true);
+                    stored(inner, owner, epoch, item.small);
                     pages += 1;
                 }
                 (Some(owner), _) => return_home(shared, space, inner, owner, item.contents.page()),

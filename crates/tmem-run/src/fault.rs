@@ -189,6 +189,7 @@ impl Space {
             meta.home()
         });
         for page in stale {
+            inner.kept.remove(&page);
             shared.store.flush_page(inner.key(page));
         }
         inner.arrive(shared, first, pages);
@@ -224,33 +225,30 @@ impl Space {
         } else {
             (page, inner.pages.run_forward(page, Place::Stored, most))
         };
-        let buffer = &mut scratch.buffer[..(pages * PAGE) as usize];
-        for (i, out) in buffer.chunks_exact_mut(PAGE as usize).enumerate() {
-            let out: &mut tmem::Page = out.try_into().expect("chunks are pages");
-            let found = shared.store.get(inner.key(first + i as u64), out);
-            if matches!(found, Ok(true)) {
-                continue;
+        let (buffer, _) = scratch.buffer[..(pages * PAGE) as usize].as_chunks_mut::<{ PAGE as usize }>();
+        match shared.store.get_range(inner.key(first), buffer) {
+            Ok(found) if found as u64 == pages => {}
+            // Perhaps nobody will ever ask for the others.
+            _ if pages > 1 => return self.fetch(shared, inner, scratch, page, 1),
+            failed => {
+                let why = failed.err().map_or_else(|| "it is missing".to_owned(), |error| with_source(&error));
+                shared.fail_stop(self.pid.load(Relaxed), &format!("a stored page could not be read back: {why}"));
+                // Nobody goes on asking for it.
+                inner.dead = true;
+                return Served::Done;
             }
-            if first + i as u64 != page {
-                // Perhaps nobody will ever ask for that one.
-                return self.fetch(shared, inner, scratch, page, 1);
-            }
-            let why = found.err().map_or_else(|| "it is missing".to_owned(), |error| with_source(&error));
-            shared.fail_stop(self.pid.load(Relaxed), &format!("a stored page could not be read back: {why}"));
-            // Nobody goes on asking for it.
-            inner.dead = true;
-            return Served::Done;
         }
+        let buffer = &*buffer;
         let (mut done, mut step) = (0, pages);
         while done < pages {
-            let part = (done * PAGE) as usize..((done + step).min(pages) * PAGE) as usize;
-            match self.uffd.copy((first + done) * PAGE, &buffer[part]) {
+            let part = done as usize..(done + step).min(pages) as usize;
+            match self.uffd.copy((first + done) * PAGE, buffer[part].as_flattened()) {
                 Filled::All => done = (done + step).min(pages),
                 Filled::Changing(bytes) if bytes > 0 => done += bytes / PAGE,
                 // One call cannot span two mappings, which may lie side by side.
                 Filled::Gone if step > 1 => step = 1,
                 other => {
-                    self.came_home(shared, inner, first, done, page);
+                    self.came_home(shared, inner, first, &buffer[..done as usize], page);
                     let short = self.not_copied(shared, inner, first + done, other);
                     return match (first + done).cmp(&page) {
                         // The window ended short of the page that was asked for: that one alone.
@@ -261,29 +259,33 @@ impl Space {
                 }
             }
         }
-        self.came_home(shared, inner, first, done, page);
+        self.came_home(shared, inner, first, &buffer[..done as usize], page);
         inner.streams.brought(window, first, done);
         Served::Done
     }
 
     /// Bookkeeping for pages that were copied home from the store.
-    fn came_home(&self, shared: &Shared, inner: &mut Inner, first: PageNumber, pages: u64, asked: PageNumber) {
+    fn came_home(
+        &self,
+        shared: &Shared,
+        inner: &mut Inner,
+        first: PageNumber,
+        contents: &[tmem::Page],
+        asked: PageNumber,
+    ) {
+        let pages = contents.len() as u64;
         if pages == 0 {
             return;
         }
-        // A copy that may be on disk takes longer to compare than to make anew.
-        let keeps_small = shared.spill.taken_back() == 0;
-        for page in first..first + pages {
+        for (page, contents) in (first..).zip(contents) {
             let meta = inner.pages.get(page);
-            let keeps = keeps_small && meta.is_small();
-            let home = meta.home().cached(keeps);
-            if !keeps {
-                shared.store.flush_page(inner.key(page));
+            let keeps = meta.is_small() || shared.keeps_spilled(inner.key(page));
+            if keeps {
+                inner.kept.insert(page, shared.fingerprint(contents));
             }
+            let home = meta.home().cached(keeps).small(meta.is_small());
             let soon = page == asked && shared.is_soon(meta.epoch());
-            if soon {
-                add(&shared.counters.pages_refaulted, 1);
-            }
+            add(&shared.counters.pages_refaulted, soon.into());
             inner.pages.set(page, if soon && pages == 1 { home.heated() } else { home.cooled() });
         }
         inner.arrive(shared, first, pages);

@@ -15,6 +15,7 @@ mod event;
 mod evict;
 mod fault;
 mod figures;
+mod fingerprint;
 mod guard;
 pub mod inspect;
 mod keeper;

@@ -10,10 +10,11 @@ use std::sync::atomic::{
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
-use tmem::{Config, Store};
+use tmem::{Config, Key, Store};
 
 use crate::counters::{Account, Counters, Histogram};
 use crate::error::Error;
+use crate::fingerprint::{Fingerprint, Fingerprinter};
 use crate::guard::Guard;
 use crate::keeper::Keeper;
 use crate::space::Space;
@@ -106,6 +107,7 @@ pub struct Shared {
     pub faulter_agent: AtomicI32,
     /// Thread ids of the workers.
     pub worker_tids: Vec<AtomicI32>,
+    fingerprinter: Fingerprinter,
     guard: Guard,
     spaces: RwLock<HashMap<u64, Arc<Space>>>,
     epolls: Vec<OwnedFd>,
@@ -155,6 +157,7 @@ impl Shared {
             faulter: AtomicI32::new(0),
             faulter_agent: AtomicI32::new(0),
             worker_tids: (0..workers).map(|_| AtomicI32::new(0)).collect(),
+            fingerprinter: Fingerprinter::new().map_err(|e| Error::own(format!("no random numbers: {e}")))?,
             guard,
             spaces: RwLock::default(),
             epolls,
@@ -303,6 +306,39 @@ impl Shared {
         let store_part = self.limits.ram - self.limits.ram / PROGRAMS_PART;
         let stored = || self.store.stats().memory_bytes + self.besides.load(Relaxed);
         self.spill.works() && (self.is_at_floor() || stored() > store_part)
+    }
+
+    /// Forgets the stored copy of a page that came home, unless it is on disk and there is room there: if the page leaves again
+    /// unchanged, nothing has to be written. Says whether it is kept.
+    pub fn keeps_spilled(&self, key: Key) -> bool {
+        if self.spill.is_roomy() {
+            return self.store.keep_spilled(key);
+        }
+        self.store.flush_page(key);
+        false
+    }
+
+    /// What to compare a page with that may leave again unchanged.
+    pub fn fingerprint(&self, page: &tmem::Page) -> Fingerprint {
+        self.fingerprinter.of(page)
+    }
+
+    /// Forgets all stored copies of pages that are at home, and says how many there were.
+    pub fn drop_kept(&self) -> u64 {
+        let of_space = |space: Arc<Space>| {
+            let mut inner = space.lock();
+            let mut dropped = 0;
+            for page in std::mem::take(&mut inner.kept).into_keys() {
+                let meta = inner.pages.get(page);
+                if meta.is_cached() {
+                    inner.pages.set(page, meta.cached(false));
+                    self.store.flush_page(inner.key(page));
+                    dropped += 1;
+                }
+            }
+            dropped
+        };
+        self.spaces().into_iter().map(of_space).sum()
     }
 
     /// True if faults are served by this worker rather than by another one.

@@ -23,6 +23,7 @@ use tmem::{Key, ObjectId, PoolId, PoolKind, PoolOptions};
 use crate::agent::{Agent, Batch, InjectError};
 use crate::counters::add;
 use crate::fault::Scratch;
+use crate::fingerprint::Fingerprint;
 use crate::pages::{Meta, PageHash, PageNumber, PageTable, Place, RangeSet};
 use crate::proc;
 use crate::ptrace;
@@ -79,6 +80,8 @@ pub struct Inner {
     pub untrashed: Vec<Vec<Range<u32>>>,
     /// Pages on their way into the store: not to be evicted a second time before that is done.
     pub in_flight: HashSet<PageNumber, PageHash>,
+    /// Pages at home of which the store still has a copy (*cached*), and what they were then.
+    pub kept: HashMap<PageNumber, Fingerprint, PageHash>,
     /// Pages at home in the order of arrival.
     pub queue: VecDeque<Run>,
     /// Sequential accesses.
@@ -402,6 +405,7 @@ impl Inner {
             slots: Vec::new(),
             untrashed: Vec::new(),
             in_flight: HashSet::default(),
+            kept: HashMap::default(),
             queue: VecDeque::new(),
             streams: Streams::default(),
             faults: Vec::new(),

@@ -26,6 +26,8 @@ const BYTES_MIN: u64 = 4 << 20;
 const FREE_PART: u64 = 2;
 /// Frames that one step takes back from the store: about what one write takes.
 const STEP_FRAMES: u64 = 64;
+/// Copies of pages that are not away stay in the file while this part of it is free.
+const ROOMY_PART: u64 = 4;
 /// How long a file that took nothing is left alone.
 const REST: Duration = Duration::from_millis(50);
 
@@ -62,6 +64,9 @@ pub struct SpillFile {
     told: AtomicBool,
     cleared: AtomicBool,
     taken_back: AtomicU64,
+    /// Bytes that the file can take, as far as is known.
+    capacity: AtomicU64,
+    roomy: AtomicBool,
     rest_until: Mutex<Option<Instant>>,
 }
 
@@ -97,6 +102,8 @@ impl SpillFile {
             told: AtomicBool::new(false),
             cleared: AtomicBool::new(false),
             taken_back: AtomicU64::new(0),
+            capacity: AtomicU64::new(bytes_max),
+            roomy: AtomicBool::new(false),
             rest_until: Mutex::new(None),
         })
     }
@@ -110,12 +117,23 @@ impl SpillFile {
         !matches!(self.place, Place::Nowhere) && self.opened.get() != Some(&false) && !rests()
     }
 
-    /// Has the store move its coldest zpages to the file, a write or so. Says how many bytes of RAM that took back.
-    pub fn step(&self, store: &Store) -> u64 {
+    /// Has the store move its coldest zpages to the file, a write or so. Says how many bytes of RAM that took back. When the file
+    /// is full, `drop_kept` gives up the copies of pages that are at home, and says how many there were.
+    pub fn step(&self, store: &Store, drop_kept: impl FnOnce() -> u64) -> u64 {
         if !*self.opened.get_or_init(|| self.open(store)) {
             return 0;
         }
-        let Reclaim { frames, short, .. } = store.reclaim(STEP_FRAMES, None);
+        let mut done = store.reclaim(STEP_FRAMES, None);
+        let mut live_bytes = store.stats().spill.live_bytes;
+        if done.short == Some(Short::Spill) {
+            self.capacity.fetch_min(live_bytes.max(BYTES_MIN), Relaxed);
+            if drop_kept() > 0 {
+                done = store.reclaim(STEP_FRAMES, None);
+                live_bytes = store.stats().spill.live_bytes;
+            }
+        }
+        self.roomy.store(live_bytes < self.capacity.load(Relaxed) / ROOMY_PART * (ROOMY_PART - 1), Relaxed);
+        let Reclaim { frames, short, .. } = done;
         if short.is_some() {
             let until = Instant::now() + REST;
             *self.rest_until.lock().unwrap_or_else(PoisonError::into_inner) = Some(until);
@@ -130,6 +148,11 @@ impl SpillFile {
         let bytes = frames * tmem::PAGE_SIZE as u64;
         self.taken_back.fetch_add(bytes, Relaxed);
         bytes
+    }
+
+    /// Whether copies of pages that are not away may stay in the file.
+    pub fn is_roomy(&self) -> bool {
+        self.roomy.load(Relaxed)
     }
 
     fn open(&self, store: &Store) -> bool {

@@ -209,7 +209,7 @@ fn make_room(shared: &Shared, evictor: &mut Evictor, server: &mut Server) -> Res
 
 /// Moves cold pages of the store to the spill file. False if that got nowhere.
 fn spill(shared: &Shared, server: &mut Server) -> bool {
-    let bytes = shared.spill.step(&shared.store);
+    let bytes = shared.spill.step(&shared.store, || shared.drop_kept());
     if bytes == 0 {
         return false;
     }

@@ -11,10 +11,11 @@ use super::Store;
 use crate::alloc::{Allocator, Class, NewZpage, Queue, Zpage};
 use crate::budget::Purpose;
 use crate::error::Error;
-use crate::index::{Place, Slot, Word};
+use crate::index::{LeafKey, Place, Slot, Word};
+use crate::key::Key;
 use crate::page::{Page, fill, payload_check};
 use crate::sync::{read, write};
-use crate::tier::{Extent, Pin, SpillFile};
+use crate::tier::{Extent, Pin, ReadFailure, SpillFile};
 
 /// A spilled page comes back to RAM when more than this part of the budget is free: what comes back must not push others out.
 const PROMOTION_PART: u64 = 16;
@@ -27,7 +28,94 @@ pub(super) struct Fetch<'a> {
     pin: Pin<'a>,
 }
 
+/// What a key leads to.
+pub(super) enum Found<'a> {
+    Nothing,
+    /// It was in RAM and is expanded.
+    Page,
+    /// To be fetched; the word of the zpage stands in this place.
+    Spilled(Fetch<'a>, Slot),
+}
+
+/// A page of a range that is to be fetched.
+struct Wanted<'a> {
+    /// Which of the range.
+    at: usize,
+    fetch: Fetch<'a>,
+    slot: Slot,
+}
+
 impl Store {
+    /// Gets the pages with the key `first` and the indexes behind it, one after the other, up to the first that is not there or
+    /// cannot be read, and says how many. Those of them that lie close to each other in the spill file are read in one go.
+    ///
+    /// # Errors
+    /// When the first page cannot be read; see [`get`](Self::get).
+    pub fn get_range(&self, first: Key, out: &mut [Page]) -> Result<usize, Error> {
+        if self.pools.find(first.pool).is_none_or(|(state, _)| state.exclusive_gets()) {
+            return self.get_one_by_one(first, out);
+        }
+        let (mut found, mut failure) = (0, None);
+        let mut wanted = Vec::new();
+        for (key, page) in keys_from(first).zip(&mut *out) {
+            match self.look_up(key, page) {
+                Ok(Found::Nothing) => break,
+                Ok(Found::Page) => {}
+                Ok(Found::Spilled(fetch, slot)) => wanted.push(Wanted { at: found, fetch, slot }),
+                Err(error) => {
+                    failure = Some(error);
+                    break;
+                }
+            }
+            found += 1;
+        }
+        if !wanted.is_empty() {
+            wanted.sort_unstable_by_key(|wanted| wanted.fetch.extent.offset());
+            let place = |wanted: &Wanted<'_>| (wanted.fetch.extent, wanted.fetch.pin.fill);
+            self.spill_file().read_many(&wanted, place, |Wanted { at, fetch, slot }, payload| {
+                let done =
+                    self.take(fetch, payload, &mut out[*at], |payload| self.promote(fetch.extent, *slot, payload));
+                if let Err(error) = done
+                    && *at < found
+                {
+                    (found, failure) = (*at, Some(error));
+                }
+            });
+        }
+        (0..found).for_each(|_| self.gets.add(true));
+        match failure {
+            Some(error) if found == 0 => Err(error),
+            _ => Ok(found),
+        }
+    }
+
+    fn get_one_by_one(&self, first: Key, out: &mut [Page]) -> Result<usize, Error> {
+        for (at, (key, page)) in keys_from(first).zip(&mut *out).enumerate() {
+            match self.get(key, page) {
+                Ok(true) => {}
+                Err(error) if at == 0 => return Err(error),
+                Ok(false) | Err(_) => return Ok(at),
+            }
+        }
+        Ok(out.len())
+    }
+
+    /// Forgets a page unless it lies in the spill file, where it takes no RAM. Says whether it is there.
+    pub fn keep_spilled(&self, key: Key) -> bool {
+        let (leaf_key, slot) = LeafKey::of(key);
+        let hash = self.shards.hasher.hash(&leaf_key);
+        let is_spilled = || {
+            let shard = read(self.shards.get(self.shards.number(hash)));
+            let word = shard.find(hash, &leaf_key).and_then(|leaf| shard.leaf(leaf)?.get(slot))?;
+            Some(matches!(self.zpage_of(word).place(), Place::Spilled(_)))
+        };
+        let keeps = is_spilled() == Some(true);
+        if !keeps {
+            self.flush_page(key);
+        }
+        keeps
+    }
+
     /// The spill file of a store in which something is spilled.
     pub(super) fn spill_file(&self) -> &SpillFile {
         self.spill.get().expect("words name spilled zpages only where there is a spill file")
@@ -93,40 +181,33 @@ impl Store {
 
     /// Reads and expands a spilled page. No lock is held.
     pub(super) fn fetch(&self, fetch: &Fetch<'_>, out: &mut Page) -> Result<(), Error> {
-        self.fetch_and(fetch, out, |_| ())
+        self.spill_file().read(fetch.extent, &fetch.pin, |payload| self.take(fetch, payload, out, |_| ()))
     }
 
     /// Reads and expands a spilled page for a get and brings its zpage back to RAM if there is room. `slot` is where the word
-    /// `word` was seen that names it.
-    pub(super) fn fetch_and_promote(
-        &self,
-        fetch: &Fetch<'_>,
-        slot: Slot,
-        word: Word,
-        out: &mut Page,
-    ) -> Result<(), Error> {
-        let slot = match word.place() {
-            Place::Shared(row) | Place::Member { row, .. } => Slot::Shared(row),
-            _ => slot,
-        };
-        self.fetch_and(fetch, out, |payload| self.promote(fetch.extent, slot, payload))
+    /// of the zpage was seen.
+    pub(super) fn fetch_and_promote(&self, fetch: &Fetch<'_>, slot: Slot, out: &mut Page) -> Result<(), Error> {
+        let promote = |payload: &[u8]| self.promote(fetch.extent, slot, payload);
+        self.spill_file().read(fetch.extent, &fetch.pin, |payload| self.take(fetch, payload, out, promote))
     }
 
-    fn fetch_and(&self, fetch: &Fetch<'_>, out: &mut Page, then: impl FnOnce(&[u8])) -> Result<(), Error> {
-        let expand_and = |payload: &[u8]| {
-            let zpage = Zpage { encoding: Some(fetch.extent.encoding), check: payload_check(payload), payload };
-            self.expand_zpage(&zpage, fetch.position, out)?;
-            then(payload);
-            Ok(())
-        };
-        match self.spill_file().read(fetch.extent, &fetch.pin, expand_and) {
-            Ok(done) => done,
-            Err(failure) => {
-                let error = Error::from(failure);
-                self.events.corrupt.fetch_add(error.is_corrupt().into(), Relaxed);
-                Err(error)
-            }
-        }
+    /// Expands what was read, if it could be, and shows the payload to `then`.
+    fn take(
+        &self,
+        fetch: &Fetch<'_>,
+        payload: Result<&[u8], ReadFailure>,
+        out: &mut Page,
+        then: impl FnOnce(&[u8]),
+    ) -> Result<(), Error> {
+        let payload = payload.map_err(|failure| {
+            let error = Error::from(failure);
+            self.events.corrupt.fetch_add(error.is_corrupt().into(), Relaxed);
+            error
+        })?;
+        let zpage = Zpage { encoding: Some(fetch.extent.encoding), check: payload_check(payload), payload };
+        self.expand_zpage(&zpage, fetch.position, out)?;
+        then(payload);
+        Ok(())
     }
 
     /// Brings a zpage back to RAM, if there is room without pushing others out and its word still names it. Its segment is
@@ -173,4 +254,9 @@ impl Store {
         }
         true
     }
+}
+
+/// A key and those with the next indexes.
+fn keys_from(first: Key) -> impl Iterator<Item = Key> {
+    (first.index..=u32::MAX).map(move |index| Key { index, ..first })
 }

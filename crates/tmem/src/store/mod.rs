@@ -12,7 +12,7 @@ mod tests;
 mod words;
 
 pub use config::Config;
-use fetch::Fetch;
+use fetch::{Fetch, Found};
 pub use reclaim::WriteBack;
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -282,21 +282,35 @@ impl Store {
         if state.exclusive_gets() {
             return self.get_and_forget(key, slot, out);
         }
+        match self.look_up(key, out)? {
+            Found::Nothing => Ok(false),
+            Found::Page => Ok(true),
+            Found::Spilled(fetch, slot) => self.fetch_and_promote(&fetch, slot, out).map(|()| true),
+        }
+    }
+
+    /// Expands a page that is in RAM, or says what has to be fetched. Its pool keeps what is read.
+    fn look_up(&self, key: Key, out: &mut Page) -> Result<Found<'_>, Error> {
         let (leaf_key, slot) = LeafKey::of(key);
         let hash = self.shards.hasher.hash(&leaf_key);
         let number = self.shards.number(hash);
         let shard = read(self.shards.get(number));
         let Some(leaf) = shard.find(hash, &leaf_key) else {
-            return Ok(false);
+            return Ok(Found::Nothing);
         };
         let Some(word) = shard.leaf(leaf).and_then(|leaf| leaf.get(slot)) else {
-            return Ok(false);
+            return Ok(Found::Nothing);
         };
-        if let Some(fetch) = self.expand_word(word, true, out)? {
-            drop(shard);
-            self.fetch_and_promote(&fetch, Slot::Entry { shard: number, leaf, slot }, word, out)?;
-        }
-        Ok(true)
+        Ok(match self.expand_word(word, true, out)? {
+            None => Found::Page,
+            Some(fetch) => {
+                let zpage = match word.place() {
+                    Place::Shared(row) | Place::Member { row, .. } => Slot::Shared(row),
+                    _ => Slot::Entry { shard: number, leaf, slot },
+                };
+                Found::Spilled(fetch, zpage)
+            }
+        })
     }
 
     /// A spilled page is read without the lock, so it may be another one by the time it is to be forgotten; then that one is

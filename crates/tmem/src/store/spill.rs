@@ -210,8 +210,9 @@ impl Store {
     /// Moves one record. Its segment is not filled again meanwhile, because only the writer does that.
     fn sweep_record(&self, file: &SpillFile, writer: &mut Writer, slot: Slot, extent: Extent) -> bool {
         let pin = file.pin_as_writer(writer, extent);
-        let moved = file.read_to_move(extent, &pin, |payload| self.move_record(file, writer, slot, extent, payload));
-        moved.unwrap_or(true)
+        // What cannot be read stays where it is.
+        let move_on = |payload: &[u8]| self.move_record(file, writer, slot, extent, payload);
+        file.read_to_move(extent, &pin, |payload| payload.map_or(true, move_on))
     }
 }
 

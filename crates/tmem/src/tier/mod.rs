@@ -22,7 +22,7 @@ pub use file::FileTier;
 pub use memory::MemoryTier;
 pub(crate) use record::{Extent, Head};
 pub(crate) use segments::Pin;
-pub(crate) use spill_file::SpillFile;
+pub(crate) use spill_file::{ReadFailure, SpillFile};
 pub(crate) use writer::{Refusal, Writer, Written};
 
 /// Reads any bytes as a segment and shows the encoding and the payload of each record, opened or not. For the fuzzer.

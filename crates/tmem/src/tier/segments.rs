@@ -49,7 +49,7 @@ pub(crate) struct Pin<'a> {
     segments: &'a Segments,
     number: u32,
     /// Which filling it was. If a pin did not hold, the seal of what is read would be of another one.
-    pub(super) fill: u64,
+    pub(crate) fill: u64,
 }
 
 impl Drop for Pin<'_> {

@@ -4,6 +4,7 @@
 //! segment is pinned.
 
 use std::io;
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
@@ -24,6 +25,18 @@ use crate::threads::own_slot;
 const SEGMENTS_MIN: u64 = 4;
 /// What one read takes at most: the longest record, wherever in a block it begins.
 const READ_BYTES_MAX: usize = (record::RECORD_BYTES_MAX + TIER_BLOCK_BYTES).next_multiple_of(TIER_BLOCK_BYTES);
+
+/// What one read of several records takes at most.
+const READ_MANY_BYTES_MAX: u64 = 128 << 10;
+/// Reading this much for nothing takes less time than another read.
+const GAP_BYTES_MAX: u64 = 16 << 10;
+
+/// The blocks that a record lies in, by the bytes of the file.
+fn blocks(extent: Extent) -> Range<u64> {
+    const BLOCK: u64 = TIER_BLOCK_BYTES as u64;
+    let (start, bytes) = (extent.offset(), extent.record_bytes() as u64);
+    start / BLOCK * BLOCK..(start + bytes).next_multiple_of(BLOCK)
+}
 
 /// Why something could not be read.
 #[derive(Debug)]
@@ -157,56 +170,114 @@ impl SpillFile {
         self.segments.remove(extent);
     }
 
-    /// Reads a record that is pinned and shows its payload to `with`.
-    ///
-    /// # Errors
-    /// When the tier fails, or the bytes are not those that were written.
+    /// Reads a record that is pinned and shows its payload to `with`, or why there is none.
     pub(crate) fn read<R>(
         &self,
         extent: Extent,
         pin: &Pin<'_>,
-        with: impl FnOnce(&[u8]) -> R,
-    ) -> Result<R, ReadFailure> {
-        let payload_to = |payload: &[u8]| {
-            count(&self.counters.fetched);
+        with: impl FnOnce(Result<&[u8], ReadFailure>) -> R,
+    ) -> R {
+        self.read_with(&mut own_slot(&self.fetchers), extent, pin.fill, |payload| {
+            self.counters.fetched.fetch_add(payload.is_ok().into(), Relaxed);
             with(payload)
-        };
-        self.read_with(&mut own_slot(&self.fetchers), extent, pin, payload_to)
+        })
     }
 
-    /// The same for the writer, with a buffer of its own.
+    /// Reads records that are pinned, given in the order of their places, and shows the payload of each to `with`. What lies
+    /// close together comes with one read. `place` says where each one is, and the number of its segment's filling.
+    pub(crate) fn read_many<T>(
+        &self,
+        many: &[T],
+        place: impl Fn(&T) -> (Extent, u64),
+        mut with: impl FnMut(&T, Result<&[u8], ReadFailure>),
+    ) {
+        let mut with = |one: &T, payload: Result<&[u8], ReadFailure>| {
+            self.counters.fetched.fetch_add(payload.is_ok().into(), Relaxed);
+            with(one, payload);
+        };
+        let mut fetcher = own_slot(&self.fetchers);
+        let blocks_of = |one: &T| blocks(place(one).0);
+        let mut rest = many;
+        while let Some((first, _)) = rest.split_first() {
+            let Range { start, mut end } = blocks_of(first);
+            let is_near = |one: &&T| {
+                let blocks = blocks_of(one);
+                let near = blocks.start <= end + GAP_BYTES_MAX && blocks.end - start <= READ_MANY_BYTES_MAX;
+                end = if near { end.max(blocks.end) } else { end };
+                near
+            };
+            let near = rest.iter().take_while(is_near).count();
+            let (run, behind) = rest.split_at(near.max(1));
+            rest = behind;
+            if run.len() > 1 && self.read_run(&mut fetcher, start..end, run, &place, &mut with) {
+                continue;
+            }
+            // One that stands alone, or a read that failed: each by itself shows which ones cannot be read.
+            for one in run {
+                let (extent, fill) = place(one);
+                self.read_with(&mut fetcher, extent, fill, |payload| with(one, payload));
+            }
+        }
+    }
+
+    /// Reads these bytes of the file and shows the records in them. False if they could not be read.
+    fn read_run<T>(
+        &self,
+        fetcher: &mut Option<Buffer>,
+        bytes: Range<u64>,
+        run: &[T],
+        place: impl Fn(&T) -> (Extent, u64),
+        mut with: impl FnMut(&T, Result<&[u8], ReadFailure>),
+    ) -> bool {
+        let part = &mut self.buffer(fetcher, READ_MANY_BYTES_MAX as usize)[..(bytes.end - bytes.start) as usize];
+        if self.read_blocks(bytes.start, part).is_err() {
+            return false;
+        }
+        // A record is opened in place, so once: a group may be wanted for several of its pages.
+        for same in run.chunk_by(|one, next| place(one).0 == place(next).0) {
+            let (extent, fill) = place(&same[0]);
+            let at = (extent.offset() - bytes.start) as usize;
+            let opened = self.open(extent, fill, &mut part[at..at + extent.record_bytes()]);
+            for one in same {
+                with(one, opened.as_deref().map_err(|_| ReadFailure::Damaged));
+            }
+        }
+        true
+    }
+
+    /// The same as [`read`](Self::read) for the writer, with a buffer of its own.
     pub(crate) fn read_to_move<R>(
         &self,
         extent: Extent,
         pin: &Pin<'_>,
-        with: impl FnOnce(&[u8]) -> R,
-    ) -> Result<R, ReadFailure> {
-        self.read_with(&mut lock(&self.cleaner), extent, pin, with)
+        with: impl FnOnce(Result<&[u8], ReadFailure>) -> R,
+    ) -> R {
+        self.read_with(&mut lock(&self.cleaner), extent, pin.fill, with)
     }
 
     fn read_with<R>(
         &self,
         buffer: &mut Option<Buffer>,
         extent: Extent,
-        pin: &Pin<'_>,
-        with: impl FnOnce(&[u8]) -> R,
-    ) -> Result<R, ReadFailure> {
-        let buffer = self.buffer(buffer);
-        let (offset, bytes) = (extent.offset(), extent.record_bytes());
-        let before = (offset % TIER_BLOCK_BYTES as u64) as usize;
-        let blocks = &mut buffer[..(before + bytes).next_multiple_of(TIER_BLOCK_BYTES)];
-        self.read_blocks(offset - before as u64, blocks)?;
-        let payload = self.open(extent, pin.fill, &mut blocks[before..before + bytes])?;
-        Ok(with(payload))
+        fill: u64,
+        with: impl FnOnce(Result<&[u8], ReadFailure>) -> R,
+    ) -> R {
+        let Range { start, end } = blocks(extent);
+        let part = &mut self.buffer(buffer, READ_BYTES_MAX)[..(end - start) as usize];
+        let at = (extent.offset() - start) as usize;
+        let read = self.read_blocks(start, part);
+        with(read.and_then(|()| self.open(extent, fill, &mut part[at..at + extent.record_bytes()])))
     }
 
-    /// The bytes of a buffer, made the first time.
-    fn buffer<'a>(&self, buffer: &'a mut Option<Buffer>) -> &'a mut [u8] {
-        let buffer = buffer.get_or_insert_with(|| {
-            self.budget.charge(Buffer::memory_bytes(READ_BYTES_MAX) as u64);
-            Buffer::new(READ_BYTES_MAX)
-        });
-        buffer.bytes()
+    /// The bytes of a buffer, made the first time, and again when more is needed.
+    fn buffer<'a>(&self, buffer: &'a mut Option<Buffer>, bytes: usize) -> &'a mut [u8] {
+        if buffer.as_ref().is_none_or(|buffer| buffer.len() < bytes) {
+            if let Some(small) = buffer.take() {
+                self.budget.refund(Buffer::memory_bytes(small.len()) as u64);
+            }
+            self.budget.charge(Buffer::memory_bytes(bytes) as u64);
+        }
+        buffer.get_or_insert_with(|| Buffer::new(bytes)).bytes()
     }
 
     fn read_blocks(&self, offset: u64, blocks: &mut [u8]) -> Result<(), ReadFailure> {
@@ -236,7 +307,7 @@ impl SpillFile {
     pub(crate) fn walk(&self, number: u32, mut with: impl FnMut(Extent, &mut [u8])) -> Result<(), ReadFailure> {
         let filled = self.segments.make(number, &self.budget).filled() as usize;
         let mut cleaner = lock(&self.cleaner);
-        let buffer = self.buffer(&mut cleaner);
+        let buffer = self.buffer(&mut cleaner, READ_BYTES_MAX);
         let first = u64::from(number) * SEGMENT_BYTES;
         let mut at = SEGMENT_HEADER_BYTES;
         while at < filled {
