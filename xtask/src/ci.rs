@@ -57,6 +57,8 @@ fn checked_tests() -> anyhow::Result<()> {
         "--test",
         "recompress",
         "--test",
+        "saved",
+        "--test",
         "spill",
         "--test",
         "threads",

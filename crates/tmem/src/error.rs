@@ -69,6 +69,81 @@ pub enum ErrorKind {
         /// The smallest budget that works.
         min: u64,
     },
+    /// The store cannot be saved; what was saved before is as it was.
+    #[error("the store cannot be saved")]
+    Save {
+        /// What the system answered.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The store cannot be saved, because one of its pages cannot be read; what was saved before is as it was. Without that
+    /// page it can be.
+    #[error("the store cannot be saved with page {} of object {:?}: flush it, and save again", key.index, key.object.0)]
+    SavePage {
+        /// The page.
+        key: crate::Key,
+        /// Why it cannot be read.
+        #[source]
+        source: Box<Error>,
+    },
+    /// The saved store cannot be read.
+    #[error("the saved store cannot be read at byte {at}")]
+    Open {
+        /// Where in the file.
+        at: u64,
+        /// What the system answered.
+        #[source]
+        source: std::io::Error,
+    },
+    /// That is no saved store at all.
+    #[error("this is no saved store: it begins with other bytes")]
+    SavedForeign,
+    /// The store was saved by another version.
+    #[error(
+        "the store was saved in format {version}, and only {known} is known here: open it with the version of then"
+    )]
+    SavedVersion {
+        /// The format of the file.
+        version: u32,
+        /// The format that can be read.
+        known: u32,
+    },
+    /// The store was saved with pages of another size.
+    #[error("the store was saved with pages of {page_bytes} bytes")]
+    SavedPageSize {
+        /// The size of its pages.
+        page_bytes: u32,
+    },
+    /// The saved store ends too early: it was not written or copied to its end.
+    #[error("the saved store is torn: it ends at byte {at}, before its end")]
+    SavedTorn {
+        /// Where it ends.
+        at: u64,
+    },
+    /// The saved store is not what was written.
+    #[error("the saved store is damaged at byte {at}: {what}")]
+    SavedDamaged {
+        /// Where the part begins that is damaged.
+        at: u64,
+        /// How that shows.
+        what: &'static str,
+    },
+    /// The saved store takes another key, or none, or needs one.
+    #[error("the saved store does not open with this key: {what}")]
+    SavedKey {
+        /// Which of these.
+        what: &'static str,
+    },
+    /// The saved store does not fit into the budget, nor into what there is of a spill file.
+    #[error(
+        "the saved store needs a budget of about {needed} bytes, or a spill file with room; the budget is {budget}"
+    )]
+    SavedNoRoom {
+        /// The budget in bytes.
+        budget: u64,
+        /// A budget that is enough without a spill file. An estimate, rather too large than too small.
+        needed: u64,
+    },
     /// The system refused memory or address space.
     #[error("the system gives no {what}")]
     System {
@@ -103,6 +178,12 @@ impl Error {
     #[must_use]
     pub fn is_no_pool(&self) -> bool {
         matches!(self.0, ErrorKind::NoPool)
+    }
+
+    /// Whether a saved store was refused because it ends too early or is not what was written.
+    #[must_use]
+    pub fn is_saved_damaged(&self) -> bool {
+        matches!(self.0, ErrorKind::SavedTorn { .. } | ErrorKind::SavedDamaged { .. })
     }
 
     /// Whether the spill file could not be read.

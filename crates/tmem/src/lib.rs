@@ -58,6 +58,30 @@
 //! # Ok(())
 //! # }
 //! ```
+//!
+//! # Longer than a process
+//!
+//! [`Store::save`] writes what persistent pools hold to a file, packed as it is, and [`Store::open`] makes a store of it again, of
+//! any allocator and any budget that it fits into, or with a spill file for the rest ([`OpenOptions`]). A file that is torn, damaged or none is refused.
+//!
+//! ```
+//! use tmem::{Config, Key, PoolId, PoolKind, PoolOptions, Store};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let path = std::env::temp_dir().join(format!("tmem-doc-{}", std::process::id()));
+//! let mut store = Store::new(Config::new(64 << 20))?;
+//! let pool = store.create_pool(PoolKind::Persistent, PoolOptions::default())?;
+//! store.put(Key::new(pool, 7, 0), &[1; tmem::PAGE_SIZE])?;
+//! store.save(&path)?;
+//! let name = pool.to_bits();
+//! drop(store);
+//!
+//! let store = Store::open(&path, Config::new(32 << 20))?;
+//! assert!(store.contains(Key::new(PoolId::from_bits(name), 7, 0)));
+//! # std::fs::remove_file(&path)?;
+//! # Ok(())
+//! # }
+//! ```
 
 mod alloc;
 mod budget;
@@ -69,6 +93,7 @@ mod index;
 mod key;
 mod page;
 mod pool;
+mod saved;
 mod shared;
 mod stats;
 mod store;
@@ -84,6 +109,7 @@ pub use error::{Error, ErrorKind};
 pub use key::{Key, ObjectId};
 pub use page::{PAGE_SIZE, Page, page_hash};
 pub use pool::{PoolId, PoolKind, PoolOptions};
+pub use saved::Saved;
 pub use stats::{Maintenance, PoolStats, Put, Reclaim, Recompression, Short, SpillStats, Stats};
-pub use store::{Config, Store, WriteBack};
+pub use store::{Config, OpenOptions, Store, WriteBack};
 pub use tier::{Fault, FaultRate, FaultyTier, FileTier, MemoryTier, Spill, TIER_BLOCK_BYTES, Tier};

@@ -20,8 +20,17 @@ impl PoolId {
         Self(generation << SLOT_BITS | slot)
     }
 
-    pub(crate) fn to_bits(self) -> u32 {
+    /// The name as a number, to be kept beside a [saved](crate::Store::save) store, which knows its pools by the same names
+    /// when it is opened.
+    #[must_use]
+    pub fn to_bits(self) -> u32 {
         self.0
+    }
+
+    /// The name that [`to_bits`](Self::to_bits) made a number of. Other numbers name no pool, or one of somebody else.
+    #[must_use]
+    pub fn from_bits(bits: u32) -> Self {
+        Self(bits)
     }
 
     fn slot(self) -> usize {
@@ -101,6 +110,7 @@ const EPHEMERAL: u32 = 2;
 const EXCLUSIVE: u32 = 4;
 const FROZEN: u32 = 8;
 const FLAG_BITS: u32 = 4;
+const FLAGS_MASK: u32 = (1 << FLAG_BITS) - 1;
 const GENERATION_MASK: u32 = (1 << (32 - SLOT_BITS)) - 1;
 
 const CHUNK: usize = 64;
@@ -143,6 +153,27 @@ pub(crate) struct PoolSlot {
     pub(crate) pages: AtomicU64,
     /// Their payload bytes, as far as the pool put them itself: shared pages count for nobody.
     pub(crate) bytes: AtomicU64,
+}
+
+/// What is saved of a slot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct SavedPool {
+    /// The pool, or the last one that the slot had.
+    pub(crate) id: PoolId,
+    /// Bit 0: it lives; 1: ephemeral; 2: exclusive gets; 3: frozen.
+    pub(crate) flags: u32,
+    pub(crate) cap: u64,
+    pub(crate) weight: u32,
+}
+
+impl SavedPool {
+    pub(crate) fn is_live(&self) -> bool {
+        self.flags & LIVE != 0
+    }
+
+    pub(crate) fn kind(&self) -> PoolKind {
+        PoolState(self.flags).kind()
+    }
 }
 
 /// All pools.
@@ -198,8 +229,7 @@ impl Pools {
             for (at, slot) in slots.iter().enumerate() {
                 if let Some(generation) = slot.claim(flags, cap, options.weight) {
                     if kind == PoolKind::Ephemeral {
-                        self.ephemeral.fetch_add(1, Ordering::Relaxed);
-                        self.ephemeral_weight.fetch_add(options.weight.into(), Ordering::Relaxed);
+                        self.count_ephemeral(options.weight);
                     }
                     let id = PoolId::new((number * CHUNK + at) as u32, generation);
                     return Ok((id, made));
@@ -225,6 +255,49 @@ impl Pools {
 
     pub(crate) fn set_frozen(&self, id: PoolId, frozen: bool) -> bool {
         self.change(id, |state| if frozen { state | FROZEN } else { state & !FROZEN }).is_some()
+    }
+
+    /// All slots that have or had a pool.
+    pub(crate) fn saved(&self) -> impl Iterator<Item = SavedPool> {
+        let chunks = self.chunks.iter().enumerate().filter_map(|(number, chunk)| Some((number, chunk.get()?)));
+        let slots = chunks.flat_map(|(number, chunk)| (number * CHUNK..).zip(chunk.iter()));
+        slots.filter_map(|(number, slot)| {
+            let state = slot.state.load(Ordering::Acquire);
+            let id = PoolId::new(number as u32, state >> FLAG_BITS);
+            let (cap, weight) = (slot.cap.load(Ordering::Relaxed), slot.weight.load(Ordering::Relaxed));
+            (state != 0).then_some(SavedPool { id, flags: state & FLAGS_MASK, cap, weight })
+        })
+    }
+
+    /// Gives a slot that had no pool yet the pool that it had when it was saved; says whether a chunk of slots had to be made.
+    /// `None` when it has one, or there cannot be such a pool.
+    pub(crate) fn restore(&self, saved: &SavedPool) -> Option<bool> {
+        let state = saved.id.generation() << FLAG_BITS | saved.flags;
+        if saved.flags & !FLAGS_MASK != 0 || saved.id.generation() == GENERATION_MASK || state == 0 {
+            return None;
+        }
+        let mut made = false;
+        let chunk = self.chunks[saved.id.slot() / CHUNK].get_or_init(|| {
+            made = true;
+            Box::new(std::array::from_fn(|_| PoolSlot::new()))
+        });
+        let slot = &chunk[saved.id.slot() % CHUNK];
+        if slot.state.load(Ordering::Relaxed) != 0 {
+            return None;
+        }
+        slot.cap.store(saved.cap, Ordering::Relaxed);
+        slot.weight.store(saved.weight, Ordering::Relaxed);
+        // Release pairs with the Acquire in `find`.
+        slot.state.store(state, Ordering::Release);
+        if saved.is_live() && saved.kind() == PoolKind::Ephemeral {
+            self.count_ephemeral(saved.weight);
+        }
+        Some(made)
+    }
+
+    fn count_ephemeral(&self, weight: u32) {
+        self.ephemeral.fetch_add(1, Ordering::Relaxed);
+        self.ephemeral_weight.fetch_add(weight.into(), Ordering::Relaxed);
     }
 
     /// Ephemeral pools that live.
@@ -294,6 +367,31 @@ impl PoolSlot {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn saved_slots_keep_their_names_to_themselves() {
+        let pools = Pools::new();
+        let options = PoolOptions::default().exclusive_gets(true).frozen(true).weight(7).cap_bytes(Some(99));
+        let (dead, _) = pools.create(PoolKind::Ephemeral, &options).unwrap();
+        let (first, _) = pools.create(PoolKind::Ephemeral, &options).unwrap();
+        assert!(pools.end(dead));
+        let restored = Pools::new();
+        for (number, saved) in pools.saved().enumerate() {
+            assert_eq!(restored.restore(&saved), Some(number == 0));
+            assert_eq!(restored.restore(&saved), None);
+        }
+        assert!(restored.saved().eq(pools.saved()));
+        assert!(restored.find(dead).is_none());
+        let (state, slot) = restored.find(first).unwrap();
+        assert!(state.exclusive_gets() && state.frozen() && state.kind() == PoolKind::Ephemeral);
+        assert_eq!((slot.cap.load(Ordering::Relaxed), restored.ephemeral()), (99, 1));
+        let (next, made) = restored.create(PoolKind::Persistent, &options).unwrap();
+        assert!(next != dead && next.slot() == dead.slot() && !made);
+        let none = SavedPool { id: PoolId(u32::MAX), flags: LIVE, cap: 0, weight: 0 };
+        assert_eq!(restored.restore(&none), None);
+        assert_eq!(restored.restore(&SavedPool { id: PoolId(9), flags: 16, ..none }), None);
+        assert_eq!(restored.restore(&SavedPool { id: PoolId(9), flags: 0, ..none }), None);
+    }
 
     #[test]
     fn the_name_of_a_destroyed_pool_finds_nothing() {

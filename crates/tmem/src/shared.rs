@@ -71,6 +71,11 @@ impl SharedTable {
         0..PARTS
     }
 
+    /// The number of the part of a row.
+    pub(crate) fn part_of(&self, row: u32) -> u32 {
+        row % PARTS
+    }
+
     /// The part of a row: its low bits.
     pub(crate) fn part(&self, part: u32) -> &RwLock<Rows> {
         &self.parts[(part % PARTS) as usize]
@@ -138,6 +143,22 @@ impl Rows {
     pub(crate) fn words(&self, row: u32) -> u32 {
         let (chunk, at) = Self::split(row);
         self.chunks.get(chunk).and_then(Option::as_ref).map_or(0, |chunk| chunk.rows[at].words)
+    }
+
+    /// A new row that no word names yet, of a zpage that was made of `pages` pages. `part` is the number of this part.
+    pub(crate) fn add_unnamed(&mut self, part: u32, zpage: Word, pages: u8, budget: &Budget) -> u32 {
+        let number = self.add(part, zpage, 0, budget);
+        self.row_mut(number).pages = pages;
+        number
+    }
+
+    /// Notes that one more word names a row of a group, which is at home where the first of its words stands.
+    pub(crate) fn add_member(&mut self, row: u32, slot: Owner) {
+        let row = self.row_mut(row);
+        row.words += 1;
+        if row.home == NO_HOME {
+            row.home = slot;
+        }
     }
 
     /// A new row of a group, named by `words` words in the leaf of `home`. `part` is the number of this part.

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use tmem::testing::{Random, sample_page};
 use tmem::{
-    AllocatorKind, CodecKind, Config, Error, Fault, FaultRate, FaultyTier, Key, MemoryTier, ObjectId, PAGE_SIZE, Page,
-    PoolId, PoolKind, PoolOptions, Spill, Store, Tier, WriteBack,
+    AllocatorKind, CodecKind, Config, Error, ErrorKind, Fault, FaultRate, FaultyTier, Key, MemoryTier, ObjectId,
+    OpenOptions, PAGE_SIZE, Page, PoolId, PoolKind, PoolOptions, Spill, Store, Tier, WriteBack,
 };
 
 /// The disk that the store spills to.
@@ -24,11 +24,11 @@ enum Disk {
 }
 
 impl Disk {
-    /// Gives the store a tier of this kind, and says what can be done about its faults.
-    fn add_to(self, store: &Store, seed: u64) -> Vec<FaultRate> {
+    /// A tier of this kind, and what can be done about its faults.
+    fn spill(self, seed: u64) -> (Option<Spill>, Vec<FaultRate>) {
         let mut rates = Vec::new();
         let faults: &[(Fault, u64)] = match self {
-            Self::None => return rates,
+            Self::None => return (None, rates),
             Self::Good => &[],
             Self::Failing => &[
                 (Fault::FailRead, 20),
@@ -47,8 +47,7 @@ impl Disk {
             rates.push(faulty.rate());
             tier = Box::new(faulty);
         }
-        store.add_spill(Spill::new(tier, 12 << 20)).unwrap();
-        rates
+        (Some(Spill::new(tier, 12 << 20)), rates)
     }
 }
 
@@ -120,7 +119,9 @@ impl World {
             written_back: 0,
             budget: BUDGET,
         };
-        world.faults = disk.add_to(&world.store, seed);
+        let (spill, faults) = disk.spill(seed);
+        world.faults = faults;
+        spill.map_or(Ok(()), |spill| world.store.add_spill(spill)).unwrap();
         world.create();
         world
     }
@@ -376,6 +377,48 @@ impl World {
         }
     }
 
+    /// The store is saved and opened again as one of any kind. What the disk has damaged has to be flushed for that.
+    fn reopen(&mut self, codec: CodecKind, allocator: AllocatorKind) {
+        self.set_faults(false);
+        let mut file = Vec::new();
+        while let Err(error) = self.store.save_to(&mut file, None) {
+            let &ErrorKind::SavePage { key, .. } = error.kind() else { panic!("{error}") };
+            assert!(self.is_damaged(key), "{error}");
+            self.store.flush_page(key);
+            let (_, pool) = self.pools.iter_mut().find(|(id, _)| *id == key.pool).unwrap();
+            assert!(pool.pages.remove(&(key.object, key.index)).is_some());
+            file.clear();
+        }
+        let options = |world: &mut Self, budget| {
+            let (spill, faults) = world.disk.spill(budget);
+            faults.iter().for_each(|fault| fault.set(0));
+            world.faults = faults;
+            let options = OpenOptions::new(Config::new(budget).codec(codec).allocator(allocator).threads(1));
+            spill.into_iter().fold(options, OpenOptions::spill)
+        };
+        let opened = options(self, self.budget).read_from(&mut &file[..]);
+        self.store = opened.unwrap_or_else(|error| {
+            let &ErrorKind::SavedNoRoom { needed, .. } = error.kind() else { panic!("{error}") };
+            // What is too much for this allocator is flushed.
+            let store = options(self, needed).read_from(&mut &file[..]).unwrap();
+            for (id, pool) in self.pools.iter_mut().filter(|(_, pool)| pool.kind == PoolKind::Persistent) {
+                pool.pages.retain(|(object, index), _| {
+                    let stays = store.stats().memory_bytes <= self.budget * 7 / 8;
+                    let key = Key { pool: *id, object: *object, index: *index };
+                    assert!(stays || store.flush_page(key));
+                    while !stays && store.maintain().more {}
+                    stays
+                });
+            }
+            store
+        });
+        self.store.set_budget(self.budget);
+        for (_, pool) in self.pools.iter_mut().filter(|(_, pool)| pool.kind == PoolKind::Ephemeral) {
+            pool.pages.clear();
+        }
+        self.assert_valid();
+    }
+
     fn resize(&mut self) {
         self.budget = BUDGET - self.random.below(BUDGET / 3);
         self.store.set_budget(self.budget);
@@ -524,6 +567,30 @@ fn a_lying_disk_is_found_out() {
     // A file that failed rests for a time by the clock, so a run may see few faults.
     let hard = ALLOCATORS.map(|allocator| run(5, CodecKind::default(), allocator, Disk::Lying, 25_000));
     assert!(hard.contains(&true), "the runs were too easy");
+}
+
+/// After every thousand steps the store is saved and opened with another allocator and another codec.
+fn run_reopened(seed: u64, disk: Disk) {
+    let codecs = [CodecKind::default(), CodecKind::Lz4];
+    let mut world = World::new(seed, codecs[0], ALLOCATORS[0], disk);
+    for life in 1..=24 {
+        (0..1000).for_each(|_| world.step());
+        world.reopen(codecs[life % codecs.len()], ALLOCATORS[life % ALLOCATORS.len()]);
+    }
+    for (id, pool) in world.pools.drain(..) {
+        assert!(pool.kind == PoolKind::Ephemeral || world.store.destroy_pool(id) == pool.pages.len() as u64);
+        world.store.destroy_pool(id);
+    }
+    let stats = world.store.stats();
+    assert_eq!((stats.pages, stats.zpages, stats.spill.zpages), (0, 0, 0));
+}
+
+#[test]
+fn a_store_that_is_saved_and_opened_behaves_like_the_model() {
+    for disk in [Disk::None, Disk::Good, Disk::Failing, Disk::Lying] {
+        run_reopened(6, disk);
+        run_reopened(seed(), disk);
+    }
 }
 
 #[test]

@@ -87,6 +87,20 @@ fn many_times_more_than_the_budget_comes_back() {
     }
 }
 
+/// A batch was larger than what an allocator that empties frame by frame gathers before reclaim gave up.
+#[test]
+fn no_put_is_refused_while_there_is_room_in_the_file() {
+    for allocator in ALLOCATORS {
+        for budget in [2 << 20, 4 << 20, 8 << 20, 16 << 20] {
+            let (store, pool) = store_with(budget, allocator, Spill::new(MemoryTier::new(), FILE));
+            put_all(&store, pool, 0..(budget >> 10) as u32 * 3 / 4);
+            let spill = store.stats().spill;
+            assert!(spill.zpages > 100, "{allocator:?}, {budget}: {spill:?}");
+            assert!(spill.written_bytes / spill.writes > 48 << 10, "{allocator:?}, {budget}: {spill:?}");
+        }
+    }
+}
+
 #[test]
 fn what_is_read_comes_back_to_ram_when_there_is_room() {
     let (store, pool) = store(MemoryTier::new());

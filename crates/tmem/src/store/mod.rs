@@ -4,15 +4,22 @@ mod clone;
 mod config;
 mod fetch;
 mod groups;
+mod open;
 mod ranges;
 mod reclaim;
+mod save;
 mod spill;
 #[cfg(all(test, not(loom)))]
 mod tests;
 mod words;
 
 pub use config::Config;
+<<<<<<< HEAD
 use fetch::{Fetch, Found};
+=======
+use fetch::Fetch;
+pub use open::OpenOptions;
+>>>>>>> fb9ec023689ac04480fc291aaf5234c4474d2358
 pub use reclaim::WriteBack;
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -26,7 +33,7 @@ use crate::ghosts::Ghosts;
 use crate::index::{Directory, LeafKey, Place, SHARDS_MAX, Shards, Slot, Word};
 use crate::key::Key;
 use crate::page::{PAGE_SIZE, Page, payload_check, same_filled};
-use crate::pool::{PoolId, PoolKind, PoolOptions, PoolSlot, PoolState, Pools};
+use crate::pool::{PoolId, PoolKind, PoolOptions, PoolSlot, PoolState, Pools, SavedPool};
 use crate::shared::SharedTable;
 use crate::stats::{PoolStats, Put, Reclaim, Stats};
 use crate::sync::{Mutex, Rank, read, write};
@@ -166,6 +173,12 @@ impl Store {
         if made {
             self.budget.charge(Pools::CHUNK_BYTES as u64);
         }
+        self.prepare_for(kind);
+        Ok(pool)
+    }
+
+    /// Makes what a store needs that has a pool of this kind.
+    fn prepare_for(&self, kind: PoolKind) {
         if kind == PoolKind::Ephemeral {
             self.ghosts.get_or_init(|| {
                 let ghosts = Ghosts::new(self.budget.limit());
@@ -173,7 +186,11 @@ impl Store {
                 ghosts
             });
         }
-        Ok(pool)
+    }
+
+    /// The pools that live, ephemeral or persistent, in the order of their slots.
+    pub fn pools(&self) -> Vec<(PoolId, PoolKind)> {
+        self.pools.saved().filter(SavedPool::is_live).map(|pool| (pool.id, pool.kind())).collect()
     }
 
     /// Freezes a pool, so that puts only flush, or thaws it. `false` if there is no such pool.

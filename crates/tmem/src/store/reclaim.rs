@@ -309,11 +309,14 @@ impl<'a> Pass<'a> {
             } else {
                 self.empty_coldest(&enough) || self.compact(WASTE_PART_MIN)
             };
-            let progress = progress || self.write_spills().is_some_and(|spilled| spilled > 0);
+            // Frames of what was gathered for the spill file come free only when it is written, which may take more rounds
+            // than may be idle.
+            let progress =
+                progress && idle_rounds < IDLE_ROUNDS_MAX || self.write_spills().is_some_and(|spilled| spilled > 0);
             self.give_back();
             idle_rounds = if self.net_frames() > most { 0 } else { idle_rounds + 1 };
             most = most.max(self.net_frames());
-            if !progress || idle_rounds > IDLE_ROUNDS_MAX {
+            if !progress {
                 if !enough(self) {
                     self.report.short = Some(self.why_short());
                 }

@@ -21,6 +21,7 @@ pub use faulty::{Fault, FaultRate, FaultyTier};
 pub use file::FileTier;
 pub use memory::MemoryTier;
 pub(crate) use record::{Extent, Head};
+pub(crate) use seal::{Place, Seal};
 pub(crate) use segments::Pin;
 pub(crate) use spill_file::{ReadFailure, SpillFile};
 pub(crate) use writer::{Refusal, Writer, Written};

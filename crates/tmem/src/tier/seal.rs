@@ -36,8 +36,12 @@ impl Seal {
         let filled = SystemRandom::new().fill(&mut key);
         let what = "random numbers for a key";
         filled.map_err(|_| ErrorKind::System { what, source: std::io::ErrorKind::Other.into() })?;
-        let key = UnboundKey::new(&AES_256_GCM, &key).expect("the key is as long as the cipher wants it");
-        Ok(Self::Encrypting(Box::new(LessSafeKey::new(key))))
+        Ok(Self::with_key(UnboundKey::new(&AES_256_GCM, &key).expect("the key is as long as the cipher wants it")))
+    }
+
+    /// With a key under which no place was sealed before.
+    pub(crate) fn with_key(key: UnboundKey) -> Self {
+        Self::Encrypting(Box::new(LessSafeKey::new(key)))
     }
 
     pub(crate) fn encrypts(&self) -> bool {
