@@ -14,12 +14,8 @@ mod tests;
 mod words;
 
 pub use config::Config;
-<<<<<<< HEAD
 use fetch::{Fetch, Found};
-=======
-use fetch::Fetch;
 pub use open::OpenOptions;
->>>>>>> fb9ec023689ac04480fc291aaf5234c4474d2358
 pub use reclaim::WriteBack;
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};

@@ -177,7 +177,7 @@ impl Store {
             Place::Spilled(extent) => {
                 let file = self.spill_file();
                 let pin = file.pin(extent);
-                file.read(extent, &pin, |payload| write(extent.encoding, payload)).map_err(Error::from)
+                file.read(extent, &pin, |payload| Ok(write(extent.encoding, payload?)))
             }
             place => unreachable!("{place:?} is no place of a zpage"),
         }

@@ -27,7 +27,7 @@ const SEGMENTS_MIN: u64 = 4;
 const READ_BYTES_MAX: usize = (record::RECORD_BYTES_MAX + TIER_BLOCK_BYTES).next_multiple_of(TIER_BLOCK_BYTES);
 
 /// What one read of several records takes at most.
-const READ_MANY_BYTES_MAX: u64 = 128 << 10;
+const READ_MANY_BYTES_MAX: u64 = 288 << 10;
 /// Reading this much for nothing takes less time than another read.
 const GAP_BYTES_MAX: u64 = 16 << 10;
 
