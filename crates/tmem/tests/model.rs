@@ -71,6 +71,9 @@ struct World {
     disk: Disk,
     faults: Vec<FaultRate>,
     failed_gets: u64,
+    /// Pages that came in ranges, and pages that were kept because they were spilled.
+    ranged: u64,
+    kept: u64,
 }
 
 /// Where persistent pages go: remembers them until the model has compared them.
@@ -111,6 +114,8 @@ impl World {
             faults: Vec::new(),
             disk,
             failed_gets: 0,
+            ranged: 0,
+            kept: 0,
             store: Store::new(config).unwrap(),
             pools: Vec::new(),
             dead: Vec::new(),
@@ -163,8 +168,10 @@ impl World {
         match self.random.below(1000) {
             0..=629 => self.put(),
             630..=649 => self.put_like(),
-            650..=899 => self.get(),
-            900..=939 => self.flush_page(),
+            650..=889 => self.get(),
+            890..=899 => self.get_range(),
+            900..=934 => self.flush_page(),
+            935..=939 => self.keep_spilled(),
             940..=949 => self.flush_range(),
             950..=951 => self.flush_object(),
             952..=959 => self.rekey(),
@@ -258,6 +265,51 @@ impl World {
             out[77] ^= 1;
             assert!(!self.store.matches(key, &out));
         }
+    }
+
+    fn get_range(&mut self) {
+        let (at, object, first) = (self.pick(), self.object(), self.index());
+        let mut out = vec![[0x5a; PAGE_SIZE]; 1 + self.random.below(12) as usize];
+        let (id, pool) = &mut self.pools[at];
+        let key = Key { pool: *id, object, index: first };
+        let index = |i: usize| first.checked_add(i as u32);
+        let found = match self.store.get_range(key, &mut out) {
+            Ok(found) => found,
+            Err(error) => {
+                assert!(pool.pages.contains_key(&(object, first)));
+                self.failed_gets += 1;
+                return self.assert_excused(&error);
+            }
+        };
+        for (i, page) in out[..found].iter().enumerate() {
+            let expected = pool.pages.get(&(object, index(i).unwrap()));
+            assert_eq!(page, expected.expect("a page that nobody put"));
+        }
+        if found < out.len() && self.disk != Disk::Failing && self.disk != Disk::Lying {
+            let next = index(found).and_then(|index| pool.pages.remove(&(object, index)));
+            assert!(next.is_none() || pool.kind == PoolKind::Ephemeral, "a persistent page is lost");
+        }
+        if pool.exclusive {
+            (0..found).for_each(|i| drop(pool.pages.remove(&(object, index(i).unwrap()))));
+        }
+        self.ranged += found as u64;
+    }
+
+    fn keep_spilled(&mut self) {
+        let (at, from) = (self.pick(), (self.object(), self.index()));
+        let (id, pool) = &mut self.pools[at];
+        // Mostly one that is there.
+        let (object, index) = pool.pages.keys().copied().filter(|key| *key >= from).min().unwrap_or(from);
+        let key = Key { pool: *id, object, index };
+        let kept = self.store.keep_spilled(key);
+        let was = if kept {
+            pool.pages.contains_key(&(object, index))
+        } else {
+            pool.pages.remove(&(object, index)).is_some()
+        };
+        assert!(was || !kept, "a page that nobody put");
+        assert!(!kept || (pool.kind == PoolKind::Persistent && self.disk != Disk::None));
+        self.kept += u64::from(kept);
     }
 
     fn flush_page(&mut self) {
@@ -496,11 +548,11 @@ fn run(seed: u64, codec: CodecKind, allocator: AllocatorKind, disk: Disk, steps:
     world.assert_valid();
     let stats = world.store.stats();
     println!("{} gets failed, {stats:?}", world.failed_gets);
-    let hard = [world.liked, stats.evictions, stats.moves];
+    let hard = [world.liked, world.ranged, stats.evictions, stats.moves];
     let spill = stats.spill;
     let of_disk = match disk {
         Disk::None => vec![world.refused, world.written_back, stats.recompressed],
-        Disk::Good => vec![spill.spilled, spill.fetched, spill.promoted],
+        Disk::Good => vec![spill.spilled, spill.fetched, spill.promoted, world.kept],
         Disk::Failing => vec![spill.spilled, spill.write_failures, spill.read_failures, spill.damaged, spill.promoted],
         Disk::Lying => vec![spill.spilled, spill.damaged, world.failed_gets],
     };

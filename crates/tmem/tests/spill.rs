@@ -3,7 +3,7 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use tmem::testing::{Random, sample_page};
@@ -254,6 +254,80 @@ fn wrong_bytes_are_noticed_and_failed_reads_are_no_loss() {
         let still_bad = read_all();
         assert_eq!(still_bad > 0, matches!(fault, Fault::CorruptWrite | Fault::LoseWrite), "{fault:?}");
     }
+}
+
+/// A disk that counts its reads.
+struct CountedReads(MemoryTier, Arc<AtomicU64>);
+
+impl Tier for CountedReads {
+    fn write(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        self.0.write(offset, bytes)
+    }
+
+    fn read(&self, offset: u64, bytes: &mut [u8]) -> io::Result<()> {
+        self.1.fetch_add(1, Relaxed);
+        self.0.read(offset, bytes)
+    }
+
+    fn discard(&self, offset: u64, bytes: u64) -> io::Result<()> {
+        self.0.discard(offset, bytes)
+    }
+}
+
+#[test]
+fn neighbours_come_back_with_one_read() {
+    for allocator in ALLOCATORS {
+        let reads = Arc::new(AtomicU64::new(0));
+        let tier = CountedReads(MemoryTier::new(), Arc::clone(&reads));
+        let (store, pool) = store_with(BUDGET, allocator, Spill::new(tier, FILE));
+        put_all(&store, pool, 0..6000);
+        let before = (reads.load(Relaxed), store.stats().spill.fetched);
+        let mut out = vec![[0; PAGE_SIZE]; 50];
+        for first in (0..6000).step_by(50) {
+            assert_eq!(store.get_range(Key::new(pool, 0, first), &mut out).unwrap(), 50);
+            assert!((first..).zip(&out).all(|(index, out)| *out == page(index)), "{allocator:?}, from {first}");
+        }
+        let (reads, fetched) = (reads.load(Relaxed) - before.0, store.stats().spill.fetched - before.1);
+        assert!(fetched > 3000 && reads * 8 < fetched, "{allocator:?}: {reads} reads for {fetched} zpages");
+        // Up to what is not there, and nothing where the first is not.
+        store.flush_page(Key::new(pool, 0, 777));
+        assert_eq!(store.get_range(Key::new(pool, 0, 760), &mut out).unwrap(), 17);
+        assert_eq!(store.get_range(Key::new(pool, 0, 777), &mut out).unwrap(), 0);
+        assert_eq!(store.get_range(Key::new(pool, 0, u32::MAX), &mut out).unwrap(), 0);
+        assert_eq!(store.get_range(Key::new(pool, 0, 0), &mut []).unwrap(), 0);
+    }
+}
+
+#[test]
+fn a_range_ends_before_what_cannot_be_read() {
+    let tier = FaultyTier::new(MemoryTier::new(), Fault::CorruptWrite, 3, 5);
+    let (store, pool) = store(tier);
+    put_all(&store, pool, 0..6000);
+    let mut out = vec![[0; PAGE_SIZE]; 32];
+    let (mut read, mut failed) = (0, 0);
+    for first in 0..6000 {
+        match store.get_range(Key::new(pool, 0, first), &mut out[..32.min(6000 - first as usize)]) {
+            Ok(found) => {
+                assert!(found > 0 && (first..).zip(&out[..found]).all(|(index, out)| *out == page(index)));
+                read += found;
+            }
+            Err(error) => {
+                assert!(error.is_corrupt());
+                failed += 1;
+            }
+        }
+    }
+    assert!(read > 6000 && failed > 0, "{read} read, {failed} failed");
+}
+
+#[test]
+fn only_what_is_spilled_is_kept() {
+    let (store, pool) = store(MemoryTier::new());
+    put_all(&store, pool, 0..6000);
+    let spilled = store.stats().spill.zpages;
+    let kept = (0..6001).filter(|index| store.keep_spilled(Key::new(pool, 0, *index))).count();
+    assert_eq!(kept as u64, spilled);
+    assert_eq!(store.pool_stats(pool).unwrap().pages, spilled);
 }
 
 /// A disk on which a write can take half a second.
