@@ -33,8 +33,9 @@ const STORE_BUDGET_FACTOR: u64 = 64;
 /// See [`Shared::raise_floor`].
 const EXCESS_BYTES: u64 = 24 << 20;
 
-/// Programs keep this part of the budget while there is a spill file that works: what is stored beyond the rest goes there.
-const PROGRAMS_PART: u64 = 4;
+/// While there is a spill file that works, programs keep these eighths of the budget, and what is stored beyond the rest goes to
+/// the file: fewer as long as all that is stored may still fit, more once it is known not to.
+const PROGRAMS_EIGHTHS: (u64, u64) = (2, 3);
 
 /// Smallest budget that leaves a program something beside the supervisor's own memory.
 pub const RAM_BYTES_MIN: u64 = 12 << 20;
@@ -303,9 +304,12 @@ impl Shared {
     /// True when the store has more than its part of the budget: then its coldest pages leave RAM, if they can, rather than
     /// more of the programs'.
     pub fn should_spill(&self) -> bool {
-        let store_part = self.limits.ram - self.limits.ram / PROGRAMS_PART;
-        let stored = || self.store.stats().memory_bytes + self.besides.load(Relaxed);
-        self.spill.works() && (self.is_at_floor() || stored() > store_part)
+        let exceeds = || {
+            let stats = self.store.stats();
+            let eighths = if stats.spill.zpages == 0 { PROGRAMS_EIGHTHS.0 } else { PROGRAMS_EIGHTHS.1 };
+            stats.memory_bytes + self.besides.load(Relaxed) > self.limits.ram / 8 * (8 - eighths)
+        };
+        self.spill.works() && (self.is_at_floor() || exceeds())
     }
 
     /// Forgets the stored copy of a page that came home, unless it is on disk and there is room there: if the page leaves again
