@@ -290,7 +290,9 @@ impl World {
             assert!(next.is_none() || pool.kind == PoolKind::Ephemeral, "a persistent page is lost");
         }
         if pool.exclusive {
-            (0..found).for_each(|i| drop(pool.pages.remove(&(object, index(i).unwrap()))));
+            for i in 0..found {
+                pool.pages.remove(&(object, index(i).unwrap()));
+            }
         }
         self.ranged += found as u64;
     }
