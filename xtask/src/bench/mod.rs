@@ -3,6 +3,7 @@
 mod alloc;
 mod fits;
 mod race;
+mod spill;
 
 use std::ffi::OsString;
 use std::path::Path;
@@ -23,6 +24,8 @@ pub enum Bench {
     Run(race::RaceArgs),
     /// Programs that fit their budget: what does tmem cost when nothing has to leave?
     Fits(fits::FitsArgs),
+    /// Programs that do not fit even compressed: kernel swap to a file beside `tmem run --spill` on the same disk.
+    Spill(spill::SpillArgs),
     /// All allocators: density beside the kernel's zram, hit ratios and evictions on generated traces, latency.
     Alloc(alloc::AllocArgs),
     /// The engine alone against the bare codec.
@@ -38,6 +41,7 @@ pub fn bench(bench: &Bench) -> anyhow::Result<()> {
     match bench {
         Bench::Run(args) => race::race(args),
         Bench::Fits(args) => fits::fits(args),
+        Bench::Spill(args) => spill::spill(args),
         Bench::Alloc(args) => alloc::alloc(args),
         Bench::Engine { args } => {
             project::run(project::cargo(&["bench", "--package", "tmem", "--bench", "engine", "--"]).args(args))
@@ -102,6 +106,10 @@ pub struct Fraction {
 }
 
 impl Fraction {
+    const fn new(numerator: u64, denominator: u64) -> Self {
+        Self { numerator, denominator }
+    }
+
     fn of(self, bytes: u64) -> u64 {
         bytes * self.numerator / self.denominator
     }

@@ -7,7 +7,7 @@ use clap::Args;
 use serde::Serialize;
 
 use super::{Fraction, Machine, TIMEOUT, run_natively, run_under_tmem};
-use crate::kernel_swap::{self, KernelSwap};
+use crate::kernel_swap::{Backing, KernelSwap};
 use crate::measure::{Ending, Measured, measure, median};
 use crate::project;
 use crate::table::{Table, mib};
@@ -59,7 +59,7 @@ struct Results {
 pub fn race(args: &RaceArgs) -> anyhow::Result<()> {
     let chosen = workloads::select(&args.only)?;
     let tmem = project::build_tmem()?;
-    let no_kernel = kernel_swap::unavailable();
+    let no_kernel = Backing::Zram.unavailable();
     let machine = Machine::this();
     machine.print();
     if let Some(reason) = &no_kernel {
@@ -129,7 +129,7 @@ fn race_at(
 
 /// The kernel's way; the peak is what the group had resident plus what zram took.
 fn run_under_kernel(limit_bytes: u64, command: &[String]) -> anyhow::Result<Measured> {
-    let mut swap = KernelSwap::set_up(limit_bytes)?;
+    let mut swap = KernelSwap::set_up(Backing::Zram, limit_bytes)?;
     let mut command = swap.command(command);
     let mut run = measure(&mut command, TIMEOUT, || swap.sample())?;
     run.peak_ram_bytes = swap.total_ram_bytes();
@@ -223,7 +223,7 @@ impl Race {
 }
 
 /// Median time and CPU of the runs that finished, or how the first one ended if none did.
-fn times<'a>(runs: impl Iterator<Item = &'a Measured>) -> (String, String) {
+pub(super) fn times<'a>(runs: impl Iterator<Item = &'a Measured>) -> (String, String) {
     let (finished, failed): (Vec<_>, Vec<_>) = runs.partition(|run| run.ending.is_success());
     match (finished.is_empty(), failed.first()) {
         (true, None) => ("-".to_owned(), "-".to_owned()),
@@ -235,11 +235,11 @@ fn times<'a>(runs: impl Iterator<Item = &'a Measured>) -> (String, String) {
     }
 }
 
-fn median_ram<'a>(runs: impl Iterator<Item = &'a Measured>) -> String {
+pub(super) fn median_ram<'a>(runs: impl Iterator<Item = &'a Measured>) -> String {
     let middle = median(runs.map(|run| run.peak_ram_bytes as f64));
     if middle.is_nan() { "-".to_owned() } else { mib(middle as u64) }
 }
 
-fn last_line(text: &str) -> &str {
+pub(super) fn last_line(text: &str) -> &str {
     text.lines().last().unwrap_or("no message")
 }
