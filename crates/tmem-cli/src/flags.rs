@@ -233,6 +233,16 @@ pub struct BudgetArgs {
     /// Do not encrypt what is spilled. Otherwise only this tmem can read it, with a key that is nowhere but in its memory.
     #[arg(long)]
     pub spill_plain: bool,
+    /// Have faults happen to the spill file, to try what becomes of the program: as in write=1/100,corrupt=7.
+    ///
+    /// A list of FAULT=WHEN. WHEN is 1/100 (one operation in a hundred, at random), 7 (the seventh only) or 7+ (the seventh and all after it);
+    /// each fault counts the operations that it can happen to. write: a write fails. torn: it stops half-way and fails. lost: it stops
+    /// half-way and claims success. corrupt-write: a bit is written wrong. read: a read fails. corrupt: a bit is read wrong. discard: space is
+    /// not given back. delay, delay-write, delay-read: an operation takes longer, as in delay=50ms@1/100. full=64M: no room behind that.
+    /// seed=7: other random numbers. A failing write costs no page. A read that fails or finds something else than was written, as with corrupt, ends the
+    /// program with a message, never with a wrong byte. Example: `--spill-faults write=1/100,torn=1/500,delay=50ms@1/100,full=64M,seed=7`.
+    #[arg(long, value_name = "FAULTS", value_parser = crate::faults::parse)]
+    pub spill_faults: Option<tmem_run::SpillFaults>,
     /// Serve live figures over HTTP at this address, in Prometheus' text format: GET /metrics.
     ///
     /// As in 127.0.0.1:9464 or localhost:9464; port 0 takes a free one, which `tmem top --once --json` shows. There is no

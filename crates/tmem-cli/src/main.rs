@@ -3,6 +3,7 @@
 mod doctor;
 mod ending;
 mod estimate;
+mod faults;
 mod flags;
 mod manual;
 mod size;
@@ -70,6 +71,7 @@ fn prepare(budget: &BudgetArgs) -> anyhow::Result<(tmem_run::Options, StatsSink)
         progress: budget.progress,
         spill: spill::parse(&budget.spill)?,
         spill_plain: budget.spill_plain,
+        spill_faults: budget.spill_faults.clone(),
         metrics: budget.metrics,
     };
     if let Some(obstacle) = tmem_run::doctor::obstacle() {

@@ -46,7 +46,7 @@ mod zeros;
 pub use control::{Detached, detach};
 pub use error::Error;
 pub use figures::{Described, Figure, Kind, describe, metrics};
-pub use options::{OnFull, Options, Spill};
+pub use options::{OnFull, Options, Spill, SpillFaults};
 pub use report::{FaultTimes, Now, ProcessFigures, Refused, Report, Snapshot, SpillFigures};
 pub use start::{attach, run};
 pub use supervisor::{Ending, Outcome};

@@ -33,6 +33,17 @@ pub enum Spill {
     },
 }
 
+/// Faults that happen to the spill file on purpose, so that a user can try what becomes of a program then.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SpillFaults {
+    /// How the user named them.
+    pub text: String,
+    /// What happens when.
+    pub list: Vec<(tmem::Fault, tmem::Strike)>,
+    /// For what is random about them.
+    pub seed: u64,
+}
+
 /// Settings of one supervisor.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -46,6 +57,8 @@ pub struct Options {
     pub spill: Spill,
     /// Do not encrypt what is spilled.
     pub spill_plain: bool,
+    /// Faults that happen to the spill file on purpose.
+    pub spill_faults: Option<SpillFaults>,
     /// Serve figures at this address, over HTTP, in Prometheus' text format.
     pub metrics: Option<SocketAddr>,
 }

@@ -15,10 +15,10 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use tmem::{FileTier, Reclaim, Short, Store, Tier};
+use tmem::{FaultyTier, FileTier, Reclaim, Short, Store, Tier};
 
 use crate::error::Error;
-use crate::options::{Options, Spill};
+use crate::options::{Options, Spill, SpillFaults};
 
 /// The least that a spill file is good for.
 const BYTES_MIN: u64 = 4 << 20;
@@ -56,6 +56,7 @@ pub struct SpillFile {
     place: Place,
     bytes_max: u64,
     plain: bool,
+    faults: Option<SpillFaults>,
     /// Whether the store has it; set at the first need.
     opened: OnceLock<bool>,
     /// Why the last write failed.
@@ -67,6 +68,8 @@ pub struct SpillFile {
     /// Bytes that the file can take, as far as is known.
     capacity: AtomicU64,
     roomy: AtomicBool,
+    /// A step is under way.
+    busy: AtomicBool,
     rest_until: Mutex<Option<Instant>>,
 }
 
@@ -92,10 +95,19 @@ impl SpillFile {
                 at_path(path, *bytes_max).map_err(refuse)?
             }
         };
+        if let Some(faults) = &options.spill_faults {
+            if matches!(place, Place::Nowhere) {
+                return Err(Error::own(
+                    "--spill-faults: there is no spill file that they could happen to: see --spill",
+                ));
+            }
+            eprintln!("tmem: faults are injected into the spill file, as was asked for: {}", faults.text);
+        }
         Ok(SpillFile {
             place,
             bytes_max,
             plain: options.spill_plain,
+            faults: options.spill_faults.clone(),
             opened: OnceLock::new(),
             failure: Arc::default(),
             read_bytes: Arc::default(),
@@ -104,6 +116,7 @@ impl SpillFile {
             taken_back: AtomicU64::new(0),
             capacity: AtomicU64::new(bytes_max),
             roomy: AtomicBool::new(false),
+            busy: AtomicBool::new(false),
             rest_until: Mutex::new(None),
         })
     }
@@ -123,6 +136,7 @@ impl SpillFile {
         if !*self.opened.get_or_init(|| self.open(store)) {
             return 0;
         }
+        self.busy.store(true, Relaxed);
         let mut done = store.reclaim(STEP_FRAMES, None);
         let mut live_bytes = store.stats().spill.live_bytes;
         if done.short == Some(Short::Spill) {
@@ -145,9 +159,15 @@ impl SpillFile {
                 None => self.tell(&format!("has reached its {} MiB", self.bytes_max >> 20)),
             }
         }
+        self.busy.store(false, Relaxed);
         let bytes = frames * tmem::PAGE_SIZE as u64;
         self.taken_back.fetch_add(bytes, Relaxed);
         bytes
+    }
+
+    /// Whether somebody waits for the disk.
+    pub fn is_busy(&self) -> bool {
+        self.busy.load(Relaxed)
     }
 
     /// Whether copies of pages that are not away may stay in the file.
@@ -165,6 +185,7 @@ impl SpillFile {
             }
         };
         let spill = |tier| {
+            let tier = self.with_faults(tier);
             let (failure, read_bytes) = (Arc::clone(&self.failure), Arc::clone(&self.read_bytes));
             let watched = Watched { tier, failure, read_bytes };
             let spill = tmem::Spill::new(watched, self.bytes_max).flushed_after_gets();
@@ -175,6 +196,15 @@ impl SpillFile {
             self.tell(&format!("cannot be used ({error})"));
         }
         opened.is_ok()
+    }
+
+    fn with_faults(&self, tier: FileTier) -> Box<dyn Tier> {
+        let mut tier: Box<dyn Tier> = Box::new(tier);
+        let faults = self.faults.iter().flat_map(|faults| faults.list.iter().zip(faults.seed..));
+        for (&(fault, strike), seed) in faults {
+            tier = Box::new(FaultyTier::at(tier, fault, strike, seed));
+        }
+        tier
     }
 
     /// Says once that the file does not do what it should.
@@ -232,7 +262,7 @@ impl fmt::Display for SpillFile {
 
 /// Remembers why a write failed, for the user, and counts what is read.
 struct Watched {
-    tier: FileTier,
+    tier: Box<dyn Tier>,
     failure: Arc<Mutex<Option<io::Error>>>,
     read_bytes: Arc<AtomicU64>,
 }
@@ -371,6 +401,7 @@ mod tests {
             progress: false,
             spill: Spill::At { path, bytes_max: Some(8 << 20) },
             spill_plain: false,
+            spill_faults: None,
             metrics: None,
         };
         let path = folder.join("made");

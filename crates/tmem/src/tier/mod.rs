@@ -1,7 +1,7 @@
 //! Tiers: where zpages go when RAM is not enough.
 //!
 //! A [`Tier`] is a range of bytes, written in large pieces and read in small ones; [`FileTier`] is the one for use,
-//! [`MemoryTier`] and [`FaultyTier`] are for tests. What lies where in it is the business of [`SpillFile`]: zpages go
+//! [`MemoryTier`] is for tests, [`FaultyTier`] for trying what happens when a disk fails. What lies where in it is the business of [`SpillFile`]: zpages go
 //! out as they are, as [`record`]s one after the other, in [`segments`] that are filled in order and used again when
 //! nothing lives in them any more. Which zpages go out, and which word names them, is decided in `store`.
 
@@ -17,7 +17,7 @@ mod writer;
 
 use std::io;
 
-pub use faulty::{Fault, FaultRate, FaultyTier};
+pub use faulty::{Fault, FaultRate, FaultyTier, Strike};
 pub use file::FileTier;
 pub use memory::MemoryTier;
 pub(crate) use record::{Extent, Head};
