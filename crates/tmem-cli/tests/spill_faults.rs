@@ -104,6 +104,10 @@ fn a_stalled_disk_is_waited_for() {
     for faults in ["delay-write=3s@5", "delay-read=3s@500", "delay-write=200ms@20+,delay=1s@300"] {
         assert!(is_right(faults), "{faults}");
     }
+    // Nor is it taken for memory that cannot shrink.
+    let flags = ["--on-full", "kill", "--spill", env!("CARGO_TARGET_TMPDIR"), "--spill-faults", "delay-write=3s@5"];
+    let outcome = noise(32).under_tmem(16 * MIB).flags(flags).timeout(Duration::from_secs(60)).run();
+    assert_eq!(outcome.stdout_text(), "ok noise 1 rounds\n", "{}", outcome.stderr_text());
 }
 
 #[test]
