@@ -321,7 +321,7 @@ impl Comparison {
                 println!("    {who}: {}: {}", run.ending, last_line(&run.complaint));
             }
         }
-        let allowed = self.ram_bytes + self.ram_bytes / 20 + (32 << 20);
+        let allowed = self.ram_bytes + self.ram_bytes / 20 + (8 << 20);
         for run in measured(&self.tmem).filter(|run| run.peak_ram_bytes > allowed) {
             println!("    tmem: OVER BUDGET: {}", mib(run.peak_ram_bytes));
         }
