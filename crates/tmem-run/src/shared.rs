@@ -92,7 +92,9 @@ pub struct Shared {
     pub gate: RwLock<()>,
     /// The supervisor's own memory, above all the store, at the last sample, in bytes.
     pub own: AtomicU64,
-    /// Of that, what is not the store's.
+    /// Most memory that was seen while the supervisor was busy with one process since its last sample, in bytes.
+    pub peak_between: AtomicU64,
+    /// Of its own memory, what is not the store's.
     pub besides: AtomicU64,
     /// What the programs may hold in any case, in bytes: less would stop them.
     floor: AtomicU64,
@@ -150,6 +152,7 @@ impl Shared {
             stopping: AtomicBool::new(false),
             gate: RwLock::new(()),
             own: AtomicU64::new(0),
+            peak_between: AtomicU64::new(0),
             besides: AtomicU64::new(0),
             floor: AtomicU64::new(floor_of(ram)),
             fruitless: AtomicU32::new(0),

@@ -209,10 +209,11 @@ impl Supervisor {
         self.resident = targets;
         self.shared.account.sample(total, noted);
         let r = &mut self.report;
-        r.ram_peak_bytes = r.ram_peak_bytes.max(total);
+        let peak = total.max(self.shared.peak_between.swap(0, Relaxed));
+        r.ram_peak_bytes = r.ram_peak_bytes.max(peak);
         r.resident_peak_bytes = r.resident_peak_bytes.max(targets);
         r.store_peak_bytes = r.store_peak_bytes.max(own);
-        r.over_budget_peak_bytes = r.over_budget_peak_bytes.max(total.saturating_sub(r.ram_limit_bytes));
+        r.over_budget_peak_bytes = r.over_budget_peak_bytes.max(peak.saturating_sub(r.ram_limit_bytes));
         let stats = self.shared.store.stats();
         self.shared.besides.store(own.saturating_sub(stats.memory_bytes), Relaxed);
         r.spill.file_peak_bytes = r.spill.file_peak_bytes.max(stats.spill.file_bytes);

@@ -6,12 +6,14 @@
 //! found, where `madvise` would have dropped it.
 
 use std::os::fd::AsFd;
+use std::sync::atomic::Ordering::Relaxed;
 
 use crate::agent::{Agent, Batch};
 use crate::counters::add;
 use crate::evict::{self, MESSAGE_PAGES_MAX};
 use crate::fault::Scratch;
 use crate::pages::PageNumber;
+use crate::proc;
 use crate::shared::{BATCH_PAGES, Shared};
 use crate::space::{Inner, Space};
 use crate::sys::{self, PAGE, Region};
@@ -43,6 +45,9 @@ impl Space {
                     return;
                 }
                 self.pump(shared, inner, scratch);
+                // The supervisor's own look at memory waits for all of this.
+                let anonymous = proc::anonymous_bytes(self.pid.load(Relaxed)).unwrap_or(0);
+                shared.peak_between.fetch_max(anonymous + shared.own.load(Relaxed), Relaxed);
             }
             if next <= at {
                 return;
