@@ -324,6 +324,22 @@ fn a_range_ends_before_what_cannot_be_read() {
 }
 
 #[test]
+fn a_range_ends_with_the_last_index() {
+    for exclusive in [false, true] {
+        let store = Store::new(Config::new(BUDGET).threads(1)).unwrap();
+        let options = PoolOptions::default().exclusive_gets(exclusive);
+        let pool = store.create_pool(PoolKind::Persistent, options).unwrap();
+        for index in [u32::MAX - 1, u32::MAX] {
+            store.put(Key::new(pool, 0, index), &page(index)).unwrap();
+        }
+        let mut out = vec![[0; PAGE_SIZE]; 5];
+        assert_eq!(store.get_range(Key::new(pool, 0, u32::MAX - 1), &mut out).unwrap(), 2);
+        assert!(out[0] == page(u32::MAX - 1) && out[1] == page(u32::MAX));
+        assert_eq!(store.stats().pages, if exclusive { 0 } else { 2 });
+    }
+}
+
+#[test]
 fn only_what_is_spilled_is_kept() {
     let (store, pool) = store(MemoryTier::new());
     put_all(&store, pool, 0..6000);

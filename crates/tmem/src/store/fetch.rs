@@ -90,14 +90,15 @@ impl Store {
     }
 
     fn get_one_by_one(&self, first: Key, out: &mut [Page]) -> Result<usize, Error> {
-        for (at, (key, page)) in keys_from(first).zip(&mut *out).enumerate() {
+        let mut found = 0;
+        for (key, page) in keys_from(first).zip(out) {
             match self.get(key, page) {
-                Ok(true) => {}
-                Err(error) if at == 0 => return Err(error),
-                Ok(false) | Err(_) => return Ok(at),
+                Ok(true) => found += 1,
+                Err(error) if found == 0 => return Err(error),
+                Ok(false) | Err(_) => break,
             }
         }
-        Ok(out.len())
+        Ok(found)
     }
 
     /// Forgets a page unless it lies in the spill file, where it takes no RAM. Says whether it is there.
