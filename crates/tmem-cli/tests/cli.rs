@@ -7,52 +7,16 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::path::PathBuf;
-use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
+use std::process::{ChildStdout, Command, Stdio};
 use std::time::Duration;
 
-use common::{Job, Linking, MIB, can_run, is_alive, program, run_tmem, skip, tmem, tmem_command, tree_of, wait_until};
+use common::{
+    Guard, Job, Linking, MIB, can_run, folder, is_alive, program, run_tmem, skip, tmem, tmem_command, tree_of,
+    wait_until,
+};
 
 /// The status that says that `tmem` itself could not go on.
 const TROUBLE: i32 = 125;
-
-/// A fresh folder for a test, under the target folder.
-fn folder(name: &str) -> PathBuf {
-    let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}-{}", std::process::id()));
-    fs::create_dir_all(&folder).unwrap();
-    folder
-}
-
-/// A child that is killed and reaped when the test is over, however it is over.
-struct Guard(Child);
-
-impl Guard {
-    fn pid(&self) -> u32 {
-        self.0.id()
-    }
-
-    fn signal(&self, signal: i32) {
-        // SAFETY: the child was not reaped yet, so its id is still its own.
-        unsafe { libc::kill(self.0.id() as i32, signal) };
-    }
-
-    fn wait(&mut self, limit: Duration) -> Option<ExitStatus> {
-        let mut status = None;
-        wait_until(limit, || {
-            status = self.0.try_wait().unwrap();
-            status.is_some()
-        });
-        status
-    }
-}
-
-impl Drop for Guard {
-    fn drop(&mut self) {
-        // Already gone is fine.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
 
 fn first_line(from: ChildStdout) -> (String, BufReader<ChildStdout>) {
     let mut reader = BufReader::new(from);

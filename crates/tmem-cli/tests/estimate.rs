@@ -7,11 +7,11 @@ use std::fs;
 use std::io::{BufRead, BufReader};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::path::Path;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use common::{Linking, MIB, can_run, is_alive, program, run_tmem, tmem, tmem_command, wait_until};
+use common::{Guard, Linking, MIB, can_run, folder, is_alive, program, run_tmem, tmem, tmem_command, wait_until};
 use serde_json::Value;
 use tmem::testing::{Random, sample_page};
 use tmem::{AllocatorKind, CodecKind, Config, Key, PAGE_SIZE, Page, PoolKind, PoolOptions, Store};
@@ -22,12 +22,6 @@ const TROUBLE: i32 = 125;
 const CODECS: [(&str, CodecKind); 3] =
     [("lz4", CodecKind::Lz4), ("zstd -1", CodecKind::Zstd { level: -1 }), ("zstd 1", CodecKind::Zstd { level: 1 })];
 const ALLOCATORS: [(&str, AllocatorKind); 2] = [("log", AllocatorKind::Log), ("zsmalloc", AllocatorKind::Zsmalloc)];
-
-fn folder(name: &str) -> PathBuf {
-    let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("estimate-{name}-{}", std::process::id()));
-    fs::create_dir_all(&folder).unwrap();
-    folder
-}
 
 fn write_pages(path: &Path, pages: &[Page]) {
     fs::write(path, pages.as_flattened()).unwrap();
@@ -98,7 +92,7 @@ fn the_figures_of_a_file_are_those_of_a_store() {
         pages.push(doubles[number % doubles.len()]);
         pages.push(text(number));
     }
-    let file = folder("figures").join("pages");
+    let file = folder("estimate-figures").join("pages");
     write_pages(&file, &pages);
     let figures = estimate(&[file.to_str().unwrap()]);
     assert_eq!((&figures["pages"], &figures["bytes"]), (&8192.into(), &(32 * MIB).into()));
@@ -124,7 +118,7 @@ fn the_figures_of_a_file_are_those_of_a_store() {
 fn the_table_says_what_the_json_says() {
     let pages: Vec<Page> =
         (0..4000).map(|number| if number % 4 == 0 { [0; PAGE_SIZE] } else { text(number) }).collect();
-    let file = folder("table").join("pages");
+    let file = folder("estimate-table").join("pages");
     write_pages(&file, &pages);
     let name = file.to_str().unwrap();
     let figures = estimate(&[name]);
@@ -173,7 +167,7 @@ fn stretches(count: usize, seed: u64) -> Vec<Page> {
 #[test]
 fn a_sample_is_as_good_as_it_says_and_all_is_exact() {
     let pages = stretches(18_000, 5);
-    let file = folder("sample").join("pages");
+    let file = folder("estimate-sample").join("pages");
     write_pages(&file, &pages);
     let name = file.to_str().unwrap();
     let should = filled(CodecKind::default(), AllocatorKind::default(), &pages);
@@ -187,17 +181,6 @@ fn a_sample_is_as_good_as_it_says_and_all_is_exact() {
     // The seed is fixed, so that this does not fail by chance: twice the margin is missed by 1 of 10,000 samples.
     let exact = default_row(&whole)["bytes"].as_u64().unwrap();
     assert!(bytes.abs_diff(exact) <= 2 * margin, "{bytes} +- {margin} instead of {exact}");
-}
-
-/// A child that is killed and reaped when the test is over.
-struct Guard(Child);
-
-impl Drop for Guard {
-    fn drop(&mut self) {
-        // Already gone is fine.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
 }
 
 fn start(command: &mut Command) -> Guard {
@@ -256,7 +239,7 @@ fn assert_refused(words: &[&str], because: &str) {
 
 #[test]
 fn bad_files_are_refused() {
-    let folder = folder("bad-files");
+    let folder = folder("estimate-bad-files");
     let path = |name: &str| folder.join(name).to_str().unwrap().to_owned();
     fs::write(path("good"), [1; 8192]).unwrap();
     fs::write(path("empty"), "").unwrap();
@@ -318,7 +301,7 @@ fn a_process_of_somebody_else_is_refused_with_what_grants_it() {
 
 #[test]
 fn a_reader_who_leaves_early_is_no_error() {
-    let file = folder("pipe").join("pages");
+    let file = folder("estimate-pipe").join("pages");
     write_pages(&file, &[text(1), text(2)]);
     let mut command = tmem_command(&["estimate", file.to_str().unwrap()]);
     let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();

@@ -6,25 +6,16 @@ use std::fs::{self, OpenOptions};
 use std::io::{BufRead, BufReader};
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::os::unix::process::ExitStatusExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use common::{Job, Linking, MIB, Outcome, can_run, program, run_tmem, say, skip, tmem, tree_of, wait_until};
+use common::{
+    Job, Linking, MIB, Outcome, can_run, folder, noise, program, run_tmem, say, skip, tmem, tree_of, wait_until,
+};
 
 /// The status that says that `tmem` itself could not go on.
 const TROUBLE: i32 = 125;
-
-/// A fresh folder for a test, under the target folder.
-fn folder(name: &str) -> PathBuf {
-    let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}-{}", std::process::id()));
-    fs::create_dir_all(&folder).unwrap();
-    folder
-}
-
-fn noise(mib: u32) -> Job {
-    Job::native([program("noise", Linking::Dynamic).into_os_string(), mib.to_string().into(), "1".into()])
-}
 
 fn spilled(name: &str, job: Job, ram_mib: u64, spill: &str) -> Outcome {
     let outcome = job.under_tmem(ram_mib * MIB).flags(["--spill", spill]).timeout(Duration::from_secs(150)).run();

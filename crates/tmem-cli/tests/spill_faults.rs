@@ -7,11 +7,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use common::{Job, Linking, MIB, Outcome, can_run, program, run_tmem, say, skip, tmem_command};
-
-fn noise(mib: u32) -> Job {
-    Job::native([program("noise", Linking::Dynamic).into_os_string(), mib.to_string().into(), "1".into()])
-}
+use common::{Job, Linking, MIB, Outcome, can_run, noise, program, run_tmem, say, skip, tmem_command};
 
 fn with_faults(job: Job, ram_mib: u64, faults: &str) -> Outcome {
     let folder = env!("CARGO_TARGET_TMPDIR");

@@ -11,42 +11,21 @@ use std::os::linux::net::SocketAddrExt;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 use std::os::unix::process::CommandExt;
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::{Linking, can_run, has, program, run_tmem, say, skip, tmem, tmem_command, wait_until};
+use common::{Guard, Linking, can_run, has, program, run_tmem, say, skip, tmem, tmem_command, wait_until};
 use serde_json::Value;
 
-/// A child that is killed and reaped when the test is over, however it is over.
-struct Running(Child);
-
-impl Running {
+impl Guard {
     /// Noise of three times its budget, read and written for a long time.
-    fn noise(flags: &[&str]) -> Running {
+    fn noise(flags: &[&str]) -> Guard {
         let path = program("noise", Linking::Dynamic);
         let words = [&["run", "--ram", "32M"], flags, &["--", path.to_str().unwrap(), "96", "1000"]].concat();
-        Running(tmem_command(&words).stdout(Stdio::null()).spawn().unwrap())
-    }
-
-    fn pid(&self) -> u32 {
-        self.0.id()
-    }
-
-    fn signal(&self, signal: i32) {
-        // SAFETY: the child was not reaped yet, so its id is still its own.
-        unsafe { libc::kill(self.0.id() as i32, signal) };
-    }
-
-    fn wait(&mut self, limit: Duration) -> Option<ExitStatus> {
-        let mut status = None;
-        wait_until(limit, || {
-            status = self.0.try_wait().unwrap();
-            status.is_some()
-        });
-        status
+        Guard(tmem_command(&words).stdout(Stdio::null()).spawn().unwrap())
     }
 
     /// What `tmem top` shows of it, if it does.
@@ -73,14 +52,6 @@ impl Running {
         });
         assert!(found, "it is not seen, or nothing is evicted");
         figures.unwrap()
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        // Already gone is fine. A supervisor that is told to end takes its program with it.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
     }
 }
 
@@ -115,7 +86,7 @@ fn a_run_is_seen_while_it_lasts() {
     if !can_run(name) {
         return;
     }
-    let mut run = Running::noise(&[]);
+    let mut run = Guard::noise(&[]);
     let before = run.busy();
     thread::sleep(Duration::from_millis(500));
     let after = run.seen();
@@ -146,10 +117,10 @@ fn an_attachment_is_seen() {
         return;
     }
     let path = program("noise", Linking::Dynamic);
-    let noise = Running(Command::new(path).args(["96", "1000"]).stdout(Stdio::null()).spawn().unwrap());
+    let noise = Guard(Command::new(path).args(["96", "1000"]).stdout(Stdio::null()).spawn().unwrap());
     let pid = noise.pid().to_string();
     let mut attachment =
-        Running(tmem_command(&["attach", "--ram", "32M", "--metrics", "127.0.0.1:0", &pid]).spawn().unwrap());
+        Guard(tmem_command(&["attach", "--ram", "32M", "--metrics", "127.0.0.1:0", &pid]).spawn().unwrap());
     let figures = attachment.busy();
     assert!(figures["program"] == noise.pid() && figures["processes"][0]["pid"] == noise.pid(), "{figures}");
     assert_well_formed(&scrape(figures["metrics"].as_str().unwrap()));
@@ -163,9 +134,9 @@ fn two_are_seen_side_by_side_and_a_stopped_one_is_told() {
     if !can_run("two_are_seen_side_by_side_and_a_stopped_one_is_told") {
         return;
     }
-    let runs = [Running::noise(&[]), Running::noise(&["--spill", "off"])];
+    let runs = [Guard::noise(&[]), Guard::noise(&["--spill", "off"])];
     runs.iter().for_each(|run| drop(run.busy()));
-    let shows = |seen: &Value, list: &str, run: &Running| {
+    let shows = |seen: &Value, list: &str, run: &Guard| {
         seen[list].as_array().unwrap().iter().any(|figures| figures["pid"] == run.pid())
     };
     let both = |seen: &Value| runs.iter().all(|run| shows(seen, "supervisors", run));
@@ -200,7 +171,7 @@ fn nonsense_is_refused() {
     if !can_run("nonsense_is_refused") {
         return;
     }
-    let run = Running::noise(&[]);
+    let run = Guard::noise(&[]);
     run.busy();
     for (asked, answer) in [
         (&b"tmem 2 figures\n"[..], "this tmem understands"),
@@ -245,7 +216,7 @@ fn root_sees_all_users() {
         return skip(name, "only root can become another user, and /usr/bin/python3 is needed for that");
     }
     let mut another = Command::new(python);
-    let another = Running(another.args(["-c", ANOTHER]).uid(65534).gid(65534).current_dir("/").spawn().unwrap());
+    let another = Guard(another.args(["-c", ANOTHER]).uid(65534).gid(65534).current_dir("/").spawn().unwrap());
     assert_eq!(another.seen()["command"], "another?[2J");
 }
 
@@ -259,7 +230,7 @@ fn another_user_sees_nothing() {
     if !can_run(name) || !has(name, "python3") {
         return;
     }
-    let run = Running::noise(&[]);
+    let run = Guard::noise(&[]);
     run.busy();
     let copy = std::env::temp_dir().join(format!("tmem-top-test-{}", std::process::id()));
     fs::copy(tmem(), &copy).unwrap();
@@ -319,7 +290,7 @@ fn a_killed_supervisor_leaves_nothing_behind() {
     if !can_run("a_killed_supervisor_leaves_nothing_behind") {
         return;
     }
-    let mut run = Running::noise(&["--metrics", "127.0.0.1:0"]);
+    let mut run = Guard::noise(&["--metrics", "127.0.0.1:0"]);
     let address = run.busy()["metrics"].as_str().unwrap().to_owned();
     run.signal(libc::SIGKILL);
     assert!(run.wait(Duration::from_secs(5)).is_some());
@@ -397,7 +368,7 @@ fn metrics_are_scraped_while_it_runs() {
     if !can_run(name) {
         return;
     }
-    let run = Running::noise(&["--metrics", "127.0.0.1:0"]);
+    let run = Guard::noise(&["--metrics", "127.0.0.1:0"]);
     let figures = run.busy();
     let address = figures["metrics"].as_str().unwrap();
     let text = scrape(address);
@@ -433,7 +404,7 @@ fn idle_visitors_do_not_keep_others_out() {
     if !can_run("idle_visitors_do_not_keep_others_out") {
         return;
     }
-    let run = Running::noise(&["--metrics", "127.0.0.1:0"]);
+    let run = Guard::noise(&["--metrics", "127.0.0.1:0"]);
     let address = run.busy()["metrics"].as_str().unwrap().to_owned();
     let mut idle: Vec<TcpStream> = (0..40).map(|_| TcpStream::connect(&address).unwrap()).collect();
     idle.iter_mut().step_by(2).for_each(|stream| drop(stream.write_all(b"GET /met")));
@@ -477,7 +448,7 @@ fn without_a_terminal_it_says_what_to_do() {
 }
 
 /// Runs `tmem top` on a terminal of its own, lets `then` end it, and gives all that it wrote; the terminal must be as before.
-fn on_a_terminal(name: &str, envs: &[(&str, &str)], then: impl FnOnce(&mut fs::File, &Running)) -> Option<String> {
+fn on_a_terminal(name: &str, envs: &[(&str, &str)], then: impl FnOnce(&mut fs::File, &Guard)) -> Option<String> {
     let (mut main_fd, mut sub_fd) = (0, 0);
     let none = std::ptr::null_mut::<u8>();
     let size = libc::winsize { ws_row: 24, ws_col: 120, ws_xpixel: 0, ws_ypixel: 0 };
@@ -507,7 +478,7 @@ fn on_a_terminal(name: &str, envs: &[(&str, &str)], then: impl FnOnce(&mut fs::F
             Ok(())
         });
     }
-    let mut child = Running(command.spawn().unwrap());
+    let mut child = Guard(command.spawn().unwrap());
     let mut screen = fs::File::from(main.try_clone().unwrap());
     let reader = thread::spawn(move || {
         let mut all = Vec::new();
@@ -546,9 +517,9 @@ fn no_color_is_honoured() {
     if !can_run(name) {
         return;
     }
-    let run = Running::noise(&[]);
+    let run = Guard::noise(&[]);
     run.busy();
-    let quit = |keys: &mut fs::File, _: &Running| keys.write_all(b"q").unwrap();
+    let quit = |keys: &mut fs::File, _: &Guard| keys.write_all(b"q").unwrap();
     let Some(colours) = on_a_terminal(name, &[], quit) else { return };
     let plain = on_a_terminal(name, &[("NO_COLOR", "1")], quit).unwrap();
     // Green is colour 2, red colour 1, set by "38;5;".

@@ -16,8 +16,12 @@ use crate::sys::{self, Errno};
 /// All names of the network namespace.
 const NAMES: &str = "/proc/self/net/unix";
 
+fn name(kind: &str, pid: i32) -> String {
+    format!("tmem/{kind}/{pid}")
+}
+
 fn address(kind: &str, pid: i32) -> std::io::Result<SocketAddr> {
-    SocketAddr::from_abstract_name(format!("tmem/{kind}/{pid}"))
+    SocketAddr::from_abstract_name(name(kind, pid))
 }
 
 /// How the names of supervisors' own sockets begin.
@@ -81,7 +85,7 @@ pub fn is_supervisor(pid: i32) -> bool {
 
 /// Connects to a supervisor's own socket, without waiting for it.
 pub fn connect_to_supervisor(pid: i32) -> Result<UnixStream, Errno> {
-    sys::connect_abstract(format!("tmem/{SUPERVISOR}/{pid}").as_bytes())
+    sys::connect_abstract(name(SUPERVISOR, pid).as_bytes())
 }
 
 /// Process numbers of what calls itself a supervisor in this network namespace, in order.

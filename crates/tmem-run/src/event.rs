@@ -99,9 +99,13 @@ impl Space {
             let range = index(from)..index(from) + pages;
             shared.store.rekey_range(inner.pool, object(from), range, object(to), index(to));
         }
+        let (kept, mut moved) = (&mut inner.kept, Vec::new());
+        inner.pages.update(first..first + count, |page, meta| {
+            moved.extend(kept.remove(&page).map(|print| (page - first + target, print)));
+            meta
+        });
+        kept.extend(moved);
         inner.pages.rekey(first..first + count, target);
-        let kept: Vec<_> = inner.kept.extract_if(|page, _| (first..first + count).contains(page)).collect();
-        inner.kept.extend(kept.into_iter().map(|(page, print)| (page - first + target, print)));
         let moved: Vec<_> = inner.staged.extract_if(|page, _| (first..first + count).contains(page)).collect();
         for (page, staged) in moved {
             let page = page - first + target;

@@ -2,8 +2,8 @@
 //!
 //! A page that came back may keep its copy in the store. When it leaves again and has not changed, that copy is good, and
 //! nothing needs to be packed or written. Most such copies are on disk, where comparing them would take a read. So what is
-//! compared is a hash of 128 bits (XXH3) under a secret that is drawn at the start and that nobody else learns: two different pages have the same one by a chance of
-//! 2^-128, and nobody can look for such a pair.
+//! compared is a hash of 128 bits (XXH3) under a secret that is drawn at the start and that nobody else learns: two different
+//! pages have the same one by a chance of 2^-128, and nobody can look for such a pair.
 
 use std::io;
 

@@ -206,6 +206,14 @@ impl Refused {
     }
 }
 
+/// Original bytes over packed bytes, in RAM and on disk; 0 when nothing is packed.
+pub fn ratio(stats: &tmem::Stats) -> f64 {
+    match stats.compressed_bytes + stats.spill.live_bytes {
+        0 => 0.0,
+        packed => stats.original_bytes as f64 / packed as f64,
+    }
+}
+
 /// Counts why a process is not managed.
 pub fn count_refusal(counters: &Counters, why: &InjectError) {
     let counter = match why {

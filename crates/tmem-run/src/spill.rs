@@ -11,7 +11,7 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -68,8 +68,8 @@ pub struct SpillFile {
     /// Bytes that the file can take, as far as is known.
     capacity: AtomicU64,
     roomy: AtomicBool,
-    /// A step is under way.
-    busy: AtomicBool,
+    /// Steps under way.
+    steps: AtomicU32,
     rest_until: Mutex<Option<Instant>>,
 }
 
@@ -116,7 +116,7 @@ impl SpillFile {
             taken_back: AtomicU64::new(0),
             capacity: AtomicU64::new(bytes_max),
             roomy: AtomicBool::new(false),
-            busy: AtomicBool::new(false),
+            steps: AtomicU32::new(0),
             rest_until: Mutex::new(None),
         })
     }
@@ -136,7 +136,7 @@ impl SpillFile {
         if !*self.opened.get_or_init(|| self.open(store)) {
             return 0;
         }
-        self.busy.store(true, Relaxed);
+        self.steps.fetch_add(1, Relaxed);
         let mut done = store.reclaim(STEP_FRAMES, None);
         let mut live_bytes = store.stats().spill.live_bytes;
         if done.short == Some(Short::Spill) {
@@ -159,7 +159,7 @@ impl SpillFile {
                 None => self.tell(&format!("has reached its {} MiB", self.bytes_max >> 20)),
             }
         }
-        self.busy.store(false, Relaxed);
+        self.steps.fetch_sub(1, Relaxed);
         let bytes = frames * tmem::PAGE_SIZE as u64;
         self.taken_back.fetch_add(bytes, Relaxed);
         bytes
@@ -167,7 +167,7 @@ impl SpillFile {
 
     /// Whether somebody waits for the disk.
     pub fn is_busy(&self) -> bool {
-        self.busy.load(Relaxed)
+        self.steps.load(Relaxed) > 0
     }
 
     /// Whether copies of pages that are not away may stay in the file.

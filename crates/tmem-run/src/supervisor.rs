@@ -19,7 +19,7 @@ use crate::leave;
 use crate::options::{OnFull, Options};
 use crate::proc;
 use crate::ptrace;
-use crate::report::{Report, count_refusal};
+use crate::report::{Report, count_refusal, ratio};
 use crate::shared::Shared;
 use crate::signals::{Signal, Signals};
 use crate::space::{Probe, Space};
@@ -217,13 +217,10 @@ impl Supervisor {
         let stats = self.shared.store.stats();
         self.shared.besides.store(own.saturating_sub(stats.memory_bytes), Relaxed);
         r.spill.file_peak_bytes = r.spill.file_peak_bytes.max(stats.spill.file_bytes);
-        let packed_bytes = stats.compressed_bytes + stats.spill.live_bytes;
-        if stats.pages > 0 && packed_bytes > 0 {
-            let ratio = stats.original_bytes as f64 / packed_bytes as f64;
-            // The ratio that mattered: while most was stored.
-            if own == r.store_peak_bytes || r.compression_ratio == 0.0 {
-                r.compression_ratio = ratio;
-            }
+        let ratio = ratio(&stats);
+        // The ratio that mattered: while most was stored.
+        if ratio > 0.0 && (own == r.store_peak_bytes || r.compression_ratio == 0.0) {
+            r.compression_ratio = ratio;
         }
         total
     }

@@ -14,7 +14,8 @@ use std::time::Duration;
 use clap::Subcommand;
 use serde::Serialize;
 
-use crate::measure::{Measured, measure};
+use crate::kernel_swap::{Backing, KernelSwap};
+use crate::measure::{Ending, Measured, measure};
 use crate::project;
 
 /// What can be measured.
@@ -54,6 +55,19 @@ const TIMEOUT: Duration = Duration::from_secs(900);
 
 fn run_natively(command: &[String]) -> anyhow::Result<Measured> {
     measure(&mut natively(command), TIMEOUT, || ())
+}
+
+/// The kernel's way, and the bytes that were swapped out. The peak is what the group had resident and what zram took.
+fn run_under_kernel(backing: Backing<'_>, limit_bytes: u64, command: &[String]) -> anyhow::Result<(Measured, u64)> {
+    let mut swap = KernelSwap::set_up(backing, limit_bytes)?;
+    let mut command = swap.command(command);
+    let mut run = measure(&mut command, TIMEOUT, || swap.sample())?;
+    run.peak_ram_bytes = swap.total_ram_bytes();
+    // A shell does not tell that a member of its pipeline was killed.
+    if swap.was_killed() {
+        run.ending = Ending::OutOfMemory;
+    }
+    Ok((run, swap.written_bytes()))
 }
 
 fn run_under_tmem(tmem: &Path, ram_bytes: u64, command: &[String]) -> anyhow::Result<Measured> {

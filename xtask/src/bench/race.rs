@@ -6,9 +6,9 @@ use anyhow::Context;
 use clap::Args;
 use serde::Serialize;
 
-use super::{Fraction, Machine, TIMEOUT, run_natively, run_under_tmem};
-use crate::kernel_swap::{Backing, KernelSwap};
-use crate::measure::{Ending, Measured, measure, median};
+use super::{Fraction, Machine, run_natively, run_under_kernel, run_under_tmem};
+use crate::kernel_swap::Backing;
+use crate::measure::{Measured, median};
 use crate::project;
 use crate::table::{Table, mib};
 use crate::workloads::{self, Workload};
@@ -118,26 +118,13 @@ fn race_at(
     let mut pairs = Vec::new();
     for _ in 0..runs {
         let kernel = match no_kernel {
-            None => Some(run_under_kernel(limit_bytes, &workload.command())?),
+            None => Some(run_under_kernel(Backing::Zram, limit_bytes, &workload.command())?.0),
             Some(_) => None,
         };
         let ram_bytes = kernel.as_ref().map_or(limit_bytes, |run| run.peak_ram_bytes);
         pairs.push(Pair { kernel, ram_bytes, tmem: under_tmem(ram_bytes)? });
     }
     Ok(Race { workload: workload.name, fraction: fraction.to_string(), native: native.clone(), pairs })
-}
-
-/// The kernel's way; the peak is what the group had resident plus what zram took.
-fn run_under_kernel(limit_bytes: u64, command: &[String]) -> anyhow::Result<Measured> {
-    let mut swap = KernelSwap::set_up(Backing::Zram, limit_bytes)?;
-    let mut command = swap.command(command);
-    let mut run = measure(&mut command, TIMEOUT, || swap.sample())?;
-    run.peak_ram_bytes = swap.total_ram_bytes();
-    // A shell does not tell that a member of its pipeline was killed.
-    if swap.was_killed() {
-        run.ending = Ending::OutOfMemory;
-    }
-    Ok(run)
 }
 
 fn head() -> Table {
@@ -169,10 +156,7 @@ impl Race {
     fn cells(&self) -> Vec<String> {
         let (kernel_s, kernel_cpu) = times(self.kernel_runs());
         let (tmem_s, tmem_cpu) = times(self.tmem_runs());
-        let ratio = match (kernel_s.parse::<f64>(), tmem_s.parse::<f64>()) {
-            (Ok(kernel), Ok(tmem)) => format!("{:.2}", tmem / kernel),
-            _ => "-".to_owned(),
-        };
+        let ratio = ratio(&kernel_s, &tmem_s);
         vec![
             self.workload.to_owned(),
             self.fraction.clone(),
@@ -219,6 +203,14 @@ impl Race {
                 println!("    tmem run --ram={}: OVER BUDGET: {}", pair.ram_bytes, mib(pair.tmem.peak_ram_bytes));
             }
         }
+    }
+}
+
+/// The second time over the first, if there are both.
+pub(super) fn ratio(kernel_s: &str, tmem_s: &str) -> String {
+    match (kernel_s.parse::<f64>(), tmem_s.parse::<f64>()) {
+        (Ok(kernel), Ok(tmem)) => format!("{:.2}", tmem / kernel),
+        _ => "-".to_owned(),
     }
 }
 

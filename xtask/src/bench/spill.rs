@@ -9,10 +9,10 @@ use clap::Args;
 use serde::Serialize;
 use tempfile::TempDir;
 
-use super::race::{last_line, median_ram, times};
-use super::{Fraction, Machine, TIMEOUT, run_natively};
-use crate::kernel_swap::{Backing, KernelSwap};
-use crate::measure::{Ending, Measured, measure, median};
+use super::race::{last_line, median_ram, ratio, times};
+use super::{Fraction, Machine, TIMEOUT, run_natively, run_under_kernel};
+use crate::kernel_swap::Backing;
+use crate::measure::{Measured, measure, median};
 use crate::project;
 use crate::table::{Table, mib};
 use crate::workloads;
@@ -210,15 +210,7 @@ impl Setting {
     }
 
     fn run_under_kernel(&self, ram_bytes: u64, command: &[String]) -> anyhow::Result<Run> {
-        let mut swap = KernelSwap::set_up(Backing::FileIn(&self.dir), ram_bytes)?;
-        let mut command = swap.command(command);
-        let mut measured = measure(&mut command, TIMEOUT, || swap.sample())?;
-        measured.peak_ram_bytes = swap.total_ram_bytes();
-        // A shell does not tell that a member of its pipeline was killed.
-        if swap.was_killed() {
-            measured.ending = Ending::OutOfMemory;
-        }
-        let written_bytes = swap.written_bytes();
+        let (measured, written_bytes) = run_under_kernel(Backing::FileIn(&self.dir), ram_bytes, command)?;
         Ok(Run { measured, written_bytes, pages_out: written_bytes / tmem::PAGE_SIZE as u64 })
     }
 
@@ -282,10 +274,7 @@ impl Comparison {
     fn cells(&self) -> Vec<String> {
         let (kernel_s, _) = times(measured(&self.kernel));
         let (tmem_s, _) = times(measured(&self.tmem));
-        let ratio = match (kernel_s.parse::<f64>(), tmem_s.parse::<f64>()) {
-            (Ok(kernel), Ok(tmem)) => format!("{:.2}", tmem / kernel),
-            _ => "-".to_owned(),
-        };
+        let ratio = ratio(&kernel_s, &tmem_s);
         let wrote = |runs: &[Run]| median_of(runs, |run| run.written_bytes as f64, |bytes| mib(bytes as u64));
         vec![
             self.program.to_owned(),
@@ -331,6 +320,7 @@ impl Comparison {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::measure::Ending;
 
     fn run(ending: Ending, output_hash: u64) -> Run {
         let measured = Measured {

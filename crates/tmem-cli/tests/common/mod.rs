@@ -12,7 +12,7 @@ mod sample;
 
 use std::io::{self, Write};
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 pub use compile::{Linking, program};
@@ -93,6 +93,52 @@ pub fn wait_until(limit: Duration, mut done: impl FnMut() -> bool) -> bool {
         std::thread::sleep(Duration::from_millis(5));
     }
     done()
+}
+
+/// A fresh folder for a test, under the target folder.
+pub fn folder(name: &str) -> PathBuf {
+    let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    folder
+}
+
+/// Memory of so many MiB that does not compress, read and written for one round.
+pub fn noise(mib: u32) -> Job {
+    Job::native([program("noise", Linking::Dynamic).into_os_string(), mib.to_string().into(), "1".into()])
+}
+
+/// A child that is killed and reaped when the test is over, however it is over.
+pub struct Guard(pub Child);
+
+impl Guard {
+    /// Its process number.
+    pub fn pid(&self) -> u32 {
+        self.0.id()
+    }
+
+    /// Sends it a signal.
+    pub fn signal(&self, signal: i32) {
+        // SAFETY: the child was not reaped yet, so its id is still its own.
+        unsafe { libc::kill(self.0.id() as i32, signal) };
+    }
+
+    /// How it ended, if it does within this time.
+    pub fn wait(&mut self, limit: Duration) -> Option<ExitStatus> {
+        let mut status = None;
+        wait_until(limit, || {
+            status = self.0.try_wait().unwrap();
+            status.is_some()
+        });
+        status
+    }
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        // Already gone is fine. A supervisor that is told to end takes its program with it.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }
 
 /// A `tmem` command with nothing attached to it yet.

@@ -4,7 +4,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::Instant;
 
 use super::protocol::VERSION;
-use crate::report::{Now, ProcessFigures, Report, Snapshot};
+use crate::report::{Now, ProcessFigures, Report, Snapshot, ratio};
 use crate::shared::Shared;
 use crate::tree::{Process, Tree};
 
@@ -39,7 +39,6 @@ pub fn take(shared: &Shared, tree: &Tree, resident: u64, mut report: Report, ide
 
 fn now(shared: &Shared, tree: &Tree, resident: u64) -> Now {
     let stats = shared.store.stats();
-    let packed = stats.compressed_bytes + stats.spill.live_bytes;
     let supervisor = shared.own.load(Relaxed);
     let waiting = shared.spaces().iter().map(|space| space.parked.load(Relaxed) as u64).sum();
     Now {
@@ -52,7 +51,7 @@ fn now(shared: &Shared, tree: &Tree, resident: u64) -> Now {
         spilled_bytes: stats.spill.live_bytes,
         spilled_zpages: stats.spill.zpages,
         spill_file_bytes: stats.spill.file_bytes,
-        ratio: if packed > 0 { stats.original_bytes as f64 / packed as f64 } else { 0.0 },
+        ratio: ratio(&stats),
         faults_waiting: waiting,
         tree_processes: tree.processes.len() as u64,
         tree_managed: tree.processes.values().filter(|process| process.space.is_some()).count() as u64,

@@ -11,7 +11,7 @@ use super::Store;
 use crate::alloc::{Allocator, Class, NewZpage, Queue, Zpage};
 use crate::budget::Purpose;
 use crate::error::Error;
-use crate::index::{LeafKey, Place, Slot, Word};
+use crate::index::{Place, Slot, Word};
 use crate::key::Key;
 use crate::page::{Page, fill, payload_check};
 use crate::sync::{read, write};
@@ -103,14 +103,8 @@ impl Store {
 
     /// Forgets a page unless it lies in the spill file, where it takes no RAM. Says whether it is there.
     pub fn keep_spilled(&self, key: Key) -> bool {
-        let (leaf_key, slot) = LeafKey::of(key);
-        let hash = self.shards.hasher.hash(&leaf_key);
-        let is_spilled = || {
-            let shard = read(self.shards.get(self.shards.number(hash)));
-            let word = shard.find(hash, &leaf_key).and_then(|leaf| shard.leaf(leaf)?.get(slot))?;
-            Some(matches!(self.zpage_of(word).place(), Place::Spilled(_)))
-        };
-        let keeps = is_spilled() == Some(true);
+        let is_spilled = |_, word| matches!(self.zpage_of(word).place(), Place::Spilled(_));
+        let keeps = self.with_word(key, is_spilled) == Some(true);
         if !keeps {
             self.flush_page(key);
         }

@@ -304,26 +304,29 @@ impl Store {
 
     /// Expands a page that is in RAM, or says what has to be fetched. Its pool keeps what is read.
     fn look_up(&self, key: Key, out: &mut Page) -> Result<Found<'_>, Error> {
+        let found = self.with_word(key, |place, word| {
+            let fetch = match self.expand_word(word, true, out)? {
+                None => return Ok(Found::Page),
+                Some(fetch) => fetch,
+            };
+            let zpage = match word.place() {
+                Place::Shared(row) | Place::Member { row, .. } => Slot::Shared(row),
+                _ => place,
+            };
+            Ok(Found::Spilled(fetch, zpage))
+        });
+        found.unwrap_or(Ok(Found::Nothing))
+    }
+
+    /// Shows the word of a key and where it stands, under the lock of its shard.
+    fn with_word<R>(&self, key: Key, with: impl FnOnce(Slot, Word) -> R) -> Option<R> {
         let (leaf_key, slot) = LeafKey::of(key);
         let hash = self.shards.hasher.hash(&leaf_key);
         let number = self.shards.number(hash);
         let shard = read(self.shards.get(number));
-        let Some(leaf) = shard.find(hash, &leaf_key) else {
-            return Ok(Found::Nothing);
-        };
-        let Some(word) = shard.leaf(leaf).and_then(|leaf| leaf.get(slot)) else {
-            return Ok(Found::Nothing);
-        };
-        Ok(match self.expand_word(word, true, out)? {
-            None => Found::Page,
-            Some(fetch) => {
-                let zpage = match word.place() {
-                    Place::Shared(row) | Place::Member { row, .. } => Slot::Shared(row),
-                    _ => Slot::Entry { shard: number, leaf, slot },
-                };
-                Found::Spilled(fetch, zpage)
-            }
-        })
+        let leaf = shard.find(hash, &leaf_key)?;
+        let word = shard.leaf(leaf)?.get(slot)?;
+        Some(with(Slot::Entry { shard: number, leaf, slot }, word))
     }
 
     /// A spilled page is read without the lock, so it may be another one by the time it is to be forgotten; then that one is
@@ -366,33 +369,21 @@ impl Store {
 
     /// Whether the store holds a page for the key. In an ephemeral pool the answer may be out of date at once.
     pub fn contains(&self, key: Key) -> bool {
-        let (leaf_key, slot) = LeafKey::of(key);
-        let hash = self.shards.hasher.hash(&leaf_key);
-        let shard = read(self.shards.get(self.shards.number(hash)));
-        let leaf = shard.find(hash, &leaf_key).and_then(|leaf| shard.leaf(leaf));
-        self.pools.find(key.pool).is_some() && leaf.is_some_and(|leaf| leaf.get(slot).is_some())
+        self.with_word(key, |_, _| self.pools.find(key.pool).is_some()) == Some(true)
     }
 
     /// Whether the stored page equals this one, byte for byte. Never takes the page out; a damaged page equals nothing.
     pub fn matches(&self, key: Key, page: &Page) -> bool {
-        let (leaf_key, slot) = LeafKey::of(key);
-        let hash = self.shards.hasher.hash(&leaf_key);
-        let shard = read(self.shards.get(self.shards.number(hash)));
-        let leaf = shard.find(hash, &leaf_key).and_then(|leaf| shard.leaf(leaf));
-        if self.pools.find(key.pool).is_none() {
-            return false;
-        }
-        let Some(word) = leaf.and_then(|leaf| leaf.get(slot)) else {
-            return false;
-        };
-        if let Place::Fill(pattern) = word.place() {
-            return same_filled(page) == Some(pattern);
-        }
         let mut stored = [0; PAGE_SIZE];
-        let expanded = self.expand_word(word, false, &mut stored);
-        drop(shard);
-        let expanded = expanded.and_then(|fetch| fetch.map_or(Ok(()), |fetch| self.fetch(&fetch, &mut stored)));
-        expanded.is_ok() && stored == *page
+        let expanded = self.with_word(key, |_, word| {
+            self.pools.find(key.pool)?;
+            self.expand_word(word, false, &mut stored).ok()
+        });
+        let fetched = match expanded.flatten() {
+            Some(Some(fetch)) => self.fetch(&fetch, &mut stored).is_ok(),
+            expanded => expanded.is_some(),
+        };
+        fetched && stored == *page
     }
 
     /// The class and the counters of a pool.
