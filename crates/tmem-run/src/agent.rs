@@ -20,9 +20,9 @@ const CALL_WORDS: usize = 7;
 /// Why no agent could be put into a process.
 #[derive(Debug, thiserror::Error)]
 pub enum InjectError {
-    /// The process ended first; the wait status if we reaped it.
+    /// The process ended first.
     #[error("the process is gone")]
-    Gone(Option<i32>),
+    Gone,
     /// It could not be stopped just now; worth another try.
     #[error("the process could not be stopped just now")]
     Busy,
@@ -43,7 +43,7 @@ pub enum InjectError {
 impl From<StopError> for InjectError {
     fn from(e: StopError) -> InjectError {
         match e {
-            StopError::Gone(status) => InjectError::Gone(status),
+            StopError::Gone => InjectError::Gone,
             StopError::Busy => InjectError::Busy,
             StopError::Refused(e) => InjectError::Refused(e),
         }
@@ -139,7 +139,7 @@ impl Agent {
         batch.call(libc::SYS_madvise, [area, area_bytes, libc::MADV_DONTFORK as u64, 0, 0, 0]);
         let name = u64::from_le_bytes(*b"tmem-agt");
         batch.call_with(libc::SYS_prctl, [libc::PR_SET_NAME as u64, 0, 0, 0, 0, 0], 1, &[name, 0]);
-        agent.call(&mut batch).map_err(|AgentGone| InjectError::Gone(None))?;
+        agent.call(&mut batch).map_err(|AgentGone| InjectError::Gone)?;
         Ok(agent)
     }
 
@@ -162,7 +162,7 @@ impl Agent {
         loop {
             let mut ready = [0_u8; 8];
             match sys::read_memory(pid, buffer + 8, &mut ready) {
-                Err(_) => return Err(InjectError::Gone(None)),
+                Err(_) => return Err(InjectError::Gone),
                 Ok(_) if ready[0] != 0 => {
                     let error = i32::from_le_bytes([ready[4], ready[5], ready[6], ready[7]]);
                     in_target("socketpair", error.into())?;
@@ -174,7 +174,7 @@ impl Agent {
         }
         let pidfd = sys::pidfd_open(tid, sys::PIDFD_THREAD).map_err(|e| match e.0 {
             libc::EINVAL => InjectError::Unfit("this kernel has no PIDFD_THREAD: Linux 6.9 or later is needed"),
-            libc::ESRCH => InjectError::Gone(None),
+            libc::ESRCH => InjectError::Gone,
             _ => InjectError::Ours("pidfd_open", e),
         })?;
         sys::pidfd_getfd(&pidfd, 1).map_err(|e| InjectError::Ours("pidfd_getfd", e))
@@ -286,7 +286,7 @@ impl Agent {
 
 impl From<AgentGone> for InjectError {
     fn from(_: AgentGone) -> InjectError {
-        InjectError::Gone(None)
+        InjectError::Gone
     }
 }
 

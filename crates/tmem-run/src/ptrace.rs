@@ -13,8 +13,8 @@ use crate::sys::{Errno, check};
 /// Why a thread could not be stopped or used.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum StopError {
-    /// The thread is gone; if it was our child and this stop reaped it, its wait status.
-    Gone(Option<i32>),
+    /// The thread is gone. If it was our child, its wait status is still there for whoever collects those.
+    Gone,
     /// The kernel refused: permission, or somebody else traces it already.
     Refused(Errno),
     /// It did not stop in time, or is stopped by job control.
@@ -23,7 +23,7 @@ pub enum StopError {
 
 impl From<Errno> for StopError {
     fn from(e: Errno) -> StopError {
-        if e.0 == libc::ESRCH { StopError::Gone(None) } else { StopError::Refused(e) }
+        if e.0 == libc::ESRCH { StopError::Gone } else { StopError::Refused(e) }
     }
 }
 
@@ -87,19 +87,12 @@ impl Paused {
     /// Waits for the next stop; `None` when `until` has passed.
     fn wait(&mut self, until: Instant) -> Result<Option<i32>, StopError> {
         loop {
-            let mut status = 0;
-            // SAFETY: `status` is a live local.
-            let r = unsafe { libc::waitpid(self.tid, &mut status, libc::__WALL | libc::WNOHANG) };
-            match r {
-                0 => {}
-                r if r == self.tid && libc::WIFSTOPPED(status) => return Ok(Some(status)),
-                r if r == self.tid => {
+            match stop_of(self.tid) {
+                Ok(Some(stop)) => return Ok(Some(stop)),
+                Ok(None) => {}
+                Err(_) => {
                     self.alive = false;
-                    return Err(StopError::Gone(Some(status)));
-                }
-                _ => {
-                    self.alive = false;
-                    return Err(StopError::Gone(None));
+                    return Err(StopError::Gone);
                 }
             }
             if Instant::now() > until {
@@ -107,6 +100,20 @@ impl Paused {
             }
             std::thread::sleep(Duration::from_micros(20));
         }
+    }
+}
+
+/// The stop of a thread, if it is in one, as the wait status that `waitpid` would give; an error if it has ended. Its end is
+/// not asked for: the wait status of a child can be had once, and is for whoever collects those.
+fn stop_of(tid: i32) -> Result<Option<i32>, Errno> {
+    // SAFETY: a siginfo is plain integers; all-zero is a value of it, and the call fills it.
+    unsafe {
+        let mut info: libc::siginfo_t = std::mem::zeroed();
+        check(
+            libc::waitid(libc::P_PID, tid as libc::id_t, &mut info, libc::WSTOPPED | libc::__WALL | libc::WNOHANG)
+                .into(),
+        )?;
+        Ok((info.si_pid() == tid).then(|| info.si_status() << 8 | 0x7f))
     }
 }
 
@@ -211,5 +218,28 @@ pub fn hold_running(pid: i32, agent: i32) -> Vec<Paused> {
 pub fn quiesce(pid: i32) -> bool {
     proc::threads(pid)
         .into_iter()
-        .all(|tid| matches!(Paused::pause(tid, Duration::from_millis(50)), Ok(_) | Err(StopError::Gone(None))))
+        .all(|tid| matches!(Paused::pause(tid, Duration::from_millis(50)), Ok(_) | Err(StopError::Gone)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::process::Command;
+
+    #[test]
+    fn the_end_of_a_child_that_is_being_stopped_is_still_heard_of() {
+        for round in 0..300 {
+            let mut child = Command::new("sleep").arg("60").spawn().unwrap();
+            let pid = child.id() as i32;
+            let killer = std::thread::spawn(move || {
+                std::thread::sleep(Duration::from_micros(20 * (round % 30)));
+                // SAFETY: the child is reaped by the other thread only after it was killed.
+                unsafe { libc::kill(pid, libc::SIGKILL) };
+            });
+            while let Ok(_) | Err(StopError::Busy) = Paused::pause(pid, Duration::from_millis(20)) {}
+            killer.join().unwrap();
+            let status = child.wait().expect("its status is still there");
+            assert_eq!(std::os::unix::process::ExitStatusExt::signal(&status), Some(libc::SIGKILL));
+        }
+    }
 }

@@ -218,7 +218,7 @@ pub fn ratio(stats: &tmem::Stats) -> f64 {
 pub fn count_refusal(counters: &Counters, why: &InjectError) {
     let counter = match why {
         InjectError::Busy => &counters.process_busy,
-        InjectError::Gone(_) => &counters.process_gone,
+        InjectError::Gone => &counters.process_gone,
         InjectError::Refused(_) => &counters.process_ptrace,
         InjectError::Unfit(_) => &counters.process_unfit,
         InjectError::InTarget(..) | InjectError::Ours(..) => &counters.process_failed,

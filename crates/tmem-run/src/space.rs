@@ -234,7 +234,7 @@ impl Space {
         let trash = map_area(agent, bytes)?;
         self.uffd.register(staging, bytes).map_err(|e| InjectError::Ours("registering staging", e))?;
         trash_uffd.register(trash, bytes).map_err(|e| InjectError::Ours("registering trash", e))?;
-        let pagemap = File::open(format!("/proc/{pid}/pagemap")).map_err(|_| InjectError::Gone(None))?;
+        let pagemap = File::open(format!("/proc/{pid}/pagemap")).map_err(|_| InjectError::Gone)?;
         let mut inner = self.lock();
         inner.staging = staging;
         inner.trash = trash;

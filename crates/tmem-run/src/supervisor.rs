@@ -318,11 +318,6 @@ impl Supervisor {
     }
 
     fn note_charge(&mut self, pid: i32, result: &Result<u64, InjectError>) {
-        if let Err(InjectError::Gone(Some(status))) = result
-            && pid == self.main
-        {
-            self.ended(*status);
-        }
         if let Err(e) = result {
             count_refusal(&self.shared.counters, e);
         }
