@@ -54,9 +54,9 @@ macro_rules! counts {
         pub struct Counts { $($name: AtomicU64),* }
 
         impl Counts {
-            /// Asserts that nothing was left out.
-            pub fn assert_hard(&self) {
-                $(assert!(self.$name.load(Ordering::Relaxed) > 0, "the run was too easy: {self:?}");)*
+            /// Whether nothing was left out.
+            pub fn are_hard(&self) -> bool {
+                [$(&self.$name),*].iter().all(|count| count.load(Ordering::Relaxed) > 0)
             }
         }
     };

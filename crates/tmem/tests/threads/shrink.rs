@@ -4,12 +4,12 @@
 use std::collections::HashMap;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tmem::testing::Random;
 use tmem::{AllocatorKind, Config, Key, PAGE_SIZE, Page, PoolId, PoolKind, PoolOptions, Store, WriteBack};
 
-use crate::stress::{Alarm, Plan};
+use crate::stress::{Alarm, Plan, work};
 use crate::{page, word};
 
 const BUDGET_BYTES: u64 = 4 << 20;
@@ -67,8 +67,12 @@ fn run(plan: &Plan, time: Duration, allocator: AllocatorKind) {
     let cache = store.create_pool(PoolKind::Ephemeral, PoolOptions::default()).unwrap();
     let swap = Swap::default();
     let done = AtomicBool::new(false);
-    let end = Instant::now() + time;
     let overshoot = AtomicU64::new(0);
+    let is_hard = || {
+        let stats = store.stats();
+        let counts = [stats.written_back, stats.evictions, stats.reclaimed_frames, stats.second_chances];
+        counts.iter().all(|count| *count > 0)
+    };
     std::thread::scope(|scope| {
         for owner in 0..plan.threads {
             let (store, swap, done) = (&store, &swap, &done);
@@ -97,16 +101,12 @@ fn run(plan: &Plan, time: Duration, allocator: AllocatorKind) {
                 }
             });
         }
-        while Instant::now() < end && !done.load(Relaxed) {
-            std::thread::sleep(Duration::from_millis(10));
-        }
-        done.store(true, Relaxed);
+        work(time, &done, is_hard);
     });
     let (stats, overshoot) = (store.stats(), overshoot.load(Relaxed));
     println!("{allocator:?}: over the budget by {overshoot} bytes at most; {stats:?}");
     assert!(overshoot <= BUDGET_BYTES / 100, "{overshoot} bytes over the budget");
-    let counts = [stats.written_back, stats.evictions, stats.reclaimed_frames, stats.second_chances];
-    assert!(counts.iter().all(|count| *count > 0), "the run was too easy: {stats:?}");
+    assert!(is_hard(), "the run was too easy");
     let (copies, committed) = (swap.copies.lock().unwrap().len(), swap.committed.lock().unwrap().len());
     assert_eq!(copies, committed, "copies that nobody names");
 }

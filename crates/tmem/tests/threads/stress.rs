@@ -1,7 +1,8 @@
 //! Every operation of the store from many threads at once, each of them against a model of what it owns.
 //!
-//! Some seconds by default, ten minutes with `TMEM_LONG=1`, anything else with `TMEM_STRESS_SECONDS`. The seed is printed;
-//! `TMEM_SEED` gives each thread the same operations again, though not the same order between threads.
+//! Some seconds by default, ten minutes with `TMEM_LONG=1`, anything else with `TMEM_STRESS_SECONDS`; longer where a loaded
+//! machine has not met everything by then. The seed is printed; `TMEM_SEED` gives each thread the same operations again,
+//! though not the same order between threads.
 
 use std::sync::RwLock;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -21,6 +22,8 @@ const BUDGET_BYTES_MAX: u64 = 6 << 20;
 const BUDGET_BYTES_MIN: u64 = 2 << 20;
 /// What clones, re-keys and rows may take beyond the budget, for all threads together.
 const OVERSHOOT_BYTES_MAX: u64 = 256 << 10;
+/// A run that was too easy goes on, up to this many times its time.
+const TIMES_MAX: u32 = 20;
 
 pub(crate) struct Plan {
     pub(crate) threads: u64,
@@ -71,10 +74,9 @@ fn spill(seed: u64) -> Spill {
     Spill::new(FaultyTier::new(tier, Fault::TearWrite, 8, seed), SPILL_BYTES_MAX)
 }
 
-fn assert_spilled(spill: &SpillStats) {
+fn spilled_all_ways(spill: &SpillStats) -> bool {
     let counts = [spill.spilled, spill.fetched, spill.promoted, spill.write_failures, spill.discards];
-    assert!(counts.iter().all(|count| *count > 0), "the run was too easy: {spill:?}");
-    assert_eq!(spill.damaged, 0);
+    counts.iter().all(|count| *count > 0)
 }
 
 /// Ends the run for all threads when one of them fails.
@@ -86,6 +88,16 @@ impl Drop for Alarm<'_> {
             self.0.store(true, Relaxed);
         }
     }
+}
+
+/// Lets the threads of a run work until its time is over and it was hard, or one of them failed.
+pub(crate) fn work(time: Duration, done: &AtomicBool, is_hard: impl Fn() -> bool) {
+    let start = Instant::now();
+    let goes_on = || start.elapsed() < time || (start.elapsed() < TIMES_MAX * time && !is_hard());
+    while goes_on() && !done.load(Relaxed) {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    done.store(true, Relaxed);
 }
 
 fn run(plan: &Plan, time: Duration, allocator: AllocatorKind, codec: CodecKind, spills: bool) {
@@ -104,7 +116,11 @@ fn run(plan: &Plan, time: Duration, allocator: AllocatorKind, codec: CodecKind, 
         counts: Counts::default(),
     };
     let done = AtomicBool::new(false);
-    let end = Instant::now() + time;
+    let is_hard = || {
+        let stats = store.stats();
+        let moved = stats.evictions > 0 && stats.moves > 0;
+        moved && world.counts.are_hard() && (!spills || spilled_all_ways(&stats.spill))
+    };
     std::thread::scope(|scope| {
         for owner in 0..plan.threads {
             let (world, done) = (&world, &done);
@@ -119,18 +135,12 @@ fn run(plan: &Plan, time: Duration, allocator: AllocatorKind, codec: CodecKind, 
             });
         }
         scope.spawn(|| background(&store, Random::new(!plan.seed), &done));
-        while Instant::now() < end && !done.load(Relaxed) {
-            std::thread::sleep(Duration::from_millis(10));
-        }
-        done.store(true, Relaxed);
+        work(time, &done, is_hard);
     });
-    world.counts.assert_hard();
     let stats = store.stats();
-    assert!(stats.evictions > 0 && stats.moves > 0, "the run was too easy: {stats:?}");
     println!("{:?}\n{stats:?}", world.counts);
-    if spills {
-        assert_spilled(&stats.spill);
-    }
+    assert!(is_hard(), "the run was too easy");
+    assert_eq!(stats.spill.damaged, 0);
     world.destroy();
     assert_empty(&store);
 }
