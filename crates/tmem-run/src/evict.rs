@@ -36,10 +36,6 @@ const COMMIT_PAGES: usize = 32;
 /// Turns that a page sits out which would not move, or could not be stored.
 const STUCK_CREDIT: u32 = 3;
 
-/// A copy of at most this many bytes stays in RAM when its page comes back: what it takes from the budget costs less in faults
-/// than compressing the page again.
-const SMALL_BYTES: u32 = 256;
-
 /// A page on its way out.
 struct Item {
     page: PageNumber,
@@ -49,8 +45,6 @@ struct Item {
     contents: Contents,
     /// What it was when the store's copy was, if there is one.
     kept: Option<Fingerprint>,
-    /// That copy takes little.
-    small: bool,
     /// A forked relative had it too.
     shared: bool,
     copy: Copy,
@@ -63,7 +57,7 @@ enum Copy {
     None,
     /// In the store, under the key of the staging slot: an eviction under way and what else may happen to the
     /// page's address meanwhile never meet in one key.
-    New { small: bool },
+    New,
     /// In the store, under the page's own key, from an earlier eviction.
     Kept,
 }
@@ -270,7 +264,6 @@ impl Evictor {
                 slot,
                 contents,
                 kept: inner.kept.remove(&page).filter(|_| before.is_cached()),
-                small: before.is_small(),
                 shared: before.is_stuck(),
                 copy: Copy::None,
             });
@@ -323,18 +316,22 @@ impl Evictor {
         for item in &mut self.items {
             server.serve(shared, Duration::ZERO);
             let page = item.contents.page();
-            if item.kept.is_some_and(|kept| kept == shared.fingerprint(page)) {
-                add(&shared.counters.swapcache_hits, 1);
-                item.copy = Copy::Kept;
-                continue;
+            if let Some(kept) = item.kept {
+                let good = kept == shared.fingerprint(page);
+                shared.swapcache.note(good);
+                if good {
+                    add(&shared.counters.swapcache_hits, 1);
+                    item.copy = Copy::Kept;
+                    continue;
+                }
             }
             let like = |pool: &PoolId| shared.store.put_like(item.slot_key, page, Key { pool: *pool, ..item.key });
             if item.shared && self.relatives.iter().rev().any(like) {
-                item.copy = Copy::New { small: false };
+                item.copy = Copy::New;
                 continue;
             }
             if let Ok(put) = shared.store.put(item.slot_key, page) {
-                item.copy = Copy::New { small: put.stored_bytes <= SMALL_BYTES };
+                item.copy = Copy::New;
                 taken += put.stored_bytes as u64;
             }
         }
@@ -351,20 +348,20 @@ impl Evictor {
             inner.in_flight.remove(&item.page);
             // It may have come back, been dropped or moved to another address meanwhile.
             match (inner.slots[item.slot as usize], item.copy) {
-                (None, Copy::New { .. }) => drop(shared.store.flush_page(item.slot_key)),
+                (None, Copy::New) => drop(shared.store.flush_page(item.slot_key)),
                 // Another page may have been moved to this address, with its stored copy.
                 (None, Copy::Kept) if inner.pages.get(item.page).place() != Place::Stored => {
                     shared.store.flush_page(item.key);
                 }
                 (None, _) => {}
-                (Some(owner), Copy::New { small }) => {
+                (Some(owner), Copy::New) => {
                     let slot = item.slot;
                     shared.store.rekey_range(inner.pool, SLOTS, slot..slot + 1, object(owner), index(owner));
-                    stored(inner, owner, epoch, small);
+                    stored(inner, owner, epoch);
                     pages += 1;
                 }
                 (Some(owner), Copy::Kept) if owner == item.page => {
-                    stored(inner, owner, epoch, item.small);
+                    stored(inner, owner, epoch);
                     pages += 1;
                 }
                 (Some(owner), _) => return_home(shared, space, inner, owner, item.contents.page()),
@@ -469,10 +466,10 @@ fn return_home(shared: &Shared, space: &Space, inner: &mut Inner, page: PageNumb
 }
 
 /// Notes that a staged page is in the store now.
-pub fn stored(inner: &mut Inner, page: PageNumber, epoch: u16, small: bool) {
+pub fn stored(inner: &mut Inner, page: PageNumber, epoch: u16) {
     inner.unstage(page);
     let meta = inner.pages.get(page);
-    inner.pages.set(page, meta.at(Place::Stored).with_epoch(epoch).small(small));
+    inner.pages.set(page, meta.at(Place::Stored).with_epoch(epoch));
 }
 
 #[cfg(test)]

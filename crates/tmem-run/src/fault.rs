@@ -279,11 +279,11 @@ impl Space {
         }
         for (page, contents) in (first..).zip(contents) {
             let meta = inner.pages.get(page);
-            let keeps = meta.is_small() || shared.keeps_spilled(inner.key(page));
+            let keeps = shared.keeps_copy(page, inner.key(page));
             if keeps {
                 inner.kept.insert(page, shared.fingerprint(contents));
             }
-            let home = meta.home().cached(keeps).small(meta.is_small());
+            let home = meta.home().cached(keeps);
             let soon = page == asked && shared.is_soon(meta.epoch());
             add(&shared.counters.pages_refaulted, soon.into());
             inner.pages.set(page, if soon && pages == 1 { home.heated() } else { home.cooled() });

@@ -33,6 +33,7 @@ mod spill;
 mod start;
 mod streams;
 mod supervisor;
+mod swapcache;
 mod sys;
 #[doc(hidden)]
 pub mod testing;

@@ -32,7 +32,6 @@ pub enum Place {
 /// | 4 | *stuck*: moving it failed; it may be shared with a forked child |
 /// | 5-8 | *credit*: turns of the queue that the page may still sit out |
 /// | 9-11 | *heat*: how often in a row it came back soon after it was evicted |
-/// | 12 | *small*: the stored copy takes so little that it may stay when the page comes back |
 /// | 16-31 | *epoch* of the last eviction, modulo 65536 |
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Meta(u32);
@@ -80,16 +79,6 @@ impl Meta {
     /// Sets or clears *cached*.
     pub fn cached(self, yes: bool) -> Meta {
         Meta(self.0 & !8 | u32::from(yes) << 3)
-    }
-
-    /// True if its stored copy takes little.
-    pub fn is_small(self) -> bool {
-        self.0 & 0x1000 != 0
-    }
-
-    /// Sets or clears *small*.
-    pub fn small(self, yes: bool) -> Meta {
-        Meta(self.0 & !0x1000 | u32::from(yes) << 12)
     }
 
     /// True if moving it failed last time.
@@ -323,14 +312,14 @@ mod tests {
 
     #[test]
     fn meta_keeps_its_parts_apart() {
-        let m = Meta::default().with_epoch(60_000).heated().heated().cached(true).stuck(true).going(true).small(true);
+        let m = Meta::default().with_epoch(60_000).heated().heated().cached(true).stuck(true).going(true);
         assert_eq!((m.epoch(), m.credit()), (60_000, 3));
-        assert!(m.is_cached() && m.is_stuck() && m.is_going() && m.is_small());
+        assert!(m.is_cached() && m.is_stuck() && m.is_going());
         let stored = m.at(Place::Stored);
         assert_eq!((stored.place(), stored.epoch(), stored.credit()), (Place::Stored, 60_000, 0));
         assert_eq!(stored.heated().credit(), 7);
         assert_eq!((stored.cooled().credit(), stored.cooled().heated().credit()), (0, 3));
-        assert!(!stored.is_cached() && !stored.is_stuck() && !stored.is_going() && !stored.is_small());
+        assert!(!stored.is_cached() && !stored.is_stuck() && !stored.is_going());
     }
 
     #[test]

@@ -10,15 +10,17 @@ use std::sync::atomic::{
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
-use tmem::{Config, Key, Store};
+use tmem::{Config, Key, Location, Store};
 
 use crate::counters::{Account, Counters, Histogram};
 use crate::error::Error;
 use crate::fingerprint::{Fingerprint, Fingerprinter};
 use crate::guard::Guard;
 use crate::keeper::Keeper;
+use crate::pages::PageNumber;
 use crate::space::Space;
 use crate::spill::SpillFile;
+use crate::swapcache::Swapcache;
 use crate::sys::{self, PAGE, Uffd};
 use crate::upkeep::Upkeep;
 use crate::watch::Desk;
@@ -110,6 +112,8 @@ pub struct Shared {
     pub faulter_agent: AtomicI32,
     /// Thread ids of the workers.
     pub worker_tids: Vec<AtomicI32>,
+    /// Whether copies of pages that came home are of use.
+    pub swapcache: Swapcache,
     fingerprinter: Fingerprinter,
     guard: Guard,
     spaces: RwLock<HashMap<u64, Arc<Space>>>,
@@ -161,6 +165,7 @@ impl Shared {
             faulter: AtomicI32::new(0),
             faulter_agent: AtomicI32::new(0),
             worker_tids: (0..workers).map(|_| AtomicI32::new(0)).collect(),
+            swapcache: Swapcache::new(),
             fingerprinter: Fingerprinter::new().map_err(|e| Error::own(format!("no random numbers: {e}")))?,
             guard,
             spaces: RwLock::default(),
@@ -315,14 +320,14 @@ impl Shared {
         self.spill.works() && (self.is_at_floor() || exceeds())
     }
 
-    /// Forgets the stored copy of a page that came home, unless it is on disk and there is room there: if the page leaves again
-    /// unchanged, nothing has to be written. Says whether it is kept.
-    pub fn keeps_spilled(&self, key: Key) -> bool {
-        if self.spill.is_roomy() {
-            return self.store.keep_spilled(key);
-        }
-        self.store.flush_page(key);
-        false
+    /// Forgets the stored copy of a page that came home, unless it is worth its room. Says whether it is kept.
+    pub fn keeps_copy(&self, page: PageNumber, key: Key) -> bool {
+        let bytes_max = if self.is_at_floor() { 0 } else { self.swapcache.bytes_max(page) };
+        self.store.keep_if(key, |location| match location {
+            Location::Ram { bytes } => bytes <= bytes_max,
+            Location::Spilled => self.spill.is_roomy(),
+            _ => false,
+        })
     }
 
     /// What to compare a page with that may leave again unchanged.

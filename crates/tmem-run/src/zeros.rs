@@ -103,7 +103,7 @@ impl Space {
             {
                 return false;
             }
-            evict::stored(inner, page, shared.evicted(1), false);
+            evict::stored(inner, page, shared.evicted(1));
             add(&shared.counters.pages_evicted, 1);
         }
         true

@@ -111,5 +111,5 @@ pub use page::{PAGE_SIZE, Page, page_hash};
 pub use pool::{PoolId, PoolKind, PoolOptions};
 pub use saved::Saved;
 pub use stats::{Maintenance, PoolStats, Put, Reclaim, Recompression, Short, SpillStats, Stats};
-pub use store::{Config, OpenOptions, Store, WriteBack};
+pub use store::{Config, Location, OpenOptions, Store, WriteBack};
 pub use tier::{Fault, FaultRate, FaultyTier, FileTier, MemoryTier, Spill, Strike, TIER_BLOCK_BYTES, Tier};

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use tmem::testing::{Random, sample_page};
 use tmem::{
-    AllocatorKind, CodecKind, Config, Error, ErrorKind, Fault, FaultRate, FaultyTier, Key, MemoryTier, ObjectId,
-    OpenOptions, PAGE_SIZE, Page, PoolId, PoolKind, PoolOptions, Spill, Store, Tier, WriteBack,
+    AllocatorKind, CodecKind, Config, Error, ErrorKind, Fault, FaultRate, FaultyTier, Key, Location, MemoryTier,
+    ObjectId, OpenOptions, PAGE_SIZE, Page, PoolId, PoolKind, PoolOptions, Spill, Store, Tier, WriteBack,
 };
 
 /// The disk that the store spills to.
@@ -171,7 +171,7 @@ impl World {
             650..=889 => self.get(),
             890..=899 => self.get_range(),
             900..=929 => self.flush_page(),
-            930..=939 => self.keep_spilled(),
+            930..=939 => self.keep_if(),
             940..=949 => self.flush_range(),
             950..=951 => self.flush_object(),
             952..=959 => self.rekey(),
@@ -302,21 +302,29 @@ impl World {
         self.ranged += found as u64;
     }
 
-    fn keep_spilled(&mut self) {
+    fn keep_if(&mut self) {
         let (at, from) = (self.pick(), (self.object(), self.index()));
+        let (bytes_max, spilled) = (self.random.below(PAGE_SIZE as u64) as u32, self.random.below(4) > 0);
         let (id, pool) = &mut self.pools[at];
         // Mostly one that is there.
         let (object, index) = pool.pages.keys().copied().filter(|key| *key >= from).min().unwrap_or(from);
         let key = Key { pool: *id, object, index };
-        let kept = self.store.keep_spilled(key);
-        let was = if kept {
-            pool.pages.contains_key(&(object, index))
-        } else {
-            pool.pages.remove(&(object, index)).is_some()
-        };
-        assert!(was || !kept, "a page that nobody put");
-        assert!(!kept || (pool.kind == PoolKind::Persistent && self.disk != Disk::None));
-        self.kept += u64::from(kept);
+        let mut found = None;
+        let kept = self.store.keep_if(key, |location| {
+            found = Some(location);
+            match location {
+                Location::Ram { bytes } => bytes <= bytes_max,
+                _ => spilled,
+            }
+        });
+        let was = pool.pages.contains_key(&(object, index));
+        if !kept {
+            pool.pages.remove(&(object, index));
+        }
+        assert!(was || found.is_none(), "a page that nobody put");
+        let on_disk = found == Some(Location::Spilled);
+        assert!(!on_disk || (pool.kind == PoolKind::Persistent && self.disk != Disk::None));
+        self.kept += u64::from(kept && on_disk);
     }
 
     fn flush_page(&mut self) {

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tmem::testing::{Random, sample_page};
 use tmem::{
-    AllocatorKind, Config, Fault, FaultyTier, FileTier, Key, MemoryTier, PAGE_SIZE, Page, PoolId, PoolKind,
+    AllocatorKind, Config, Fault, FaultyTier, FileTier, Key, Location, MemoryTier, PAGE_SIZE, Page, PoolId, PoolKind,
     PoolOptions, Spill, Store, Tier,
 };
 
@@ -340,13 +340,26 @@ fn a_range_ends_with_the_last_index() {
 }
 
 #[test]
-fn only_what_is_spilled_is_kept() {
+fn a_page_is_kept_where_that_is_wanted() {
     let (store, pool) = store(MemoryTier::new());
     put_all(&store, pool, 0..6000);
+    store.put(Key::new(pool, 0, 6000), &[7; PAGE_SIZE]).unwrap();
     let spilled = store.stats().spill.zpages;
-    let kept = (0..6001).filter(|index| store.keep_spilled(Key::new(pool, 0, *index))).count();
+    let mut seen = Vec::new();
+    let mut keep = |index, wanted: &dyn Fn(Location) -> bool| {
+        store.keep_if(Key::new(pool, 0, index), |location| {
+            seen.push(location);
+            wanted(location)
+        })
+    };
+    assert!(keep(6000, &|location| location == Location::Ram { bytes: 0 }), "a filled page takes nothing");
+    assert!(!keep(6001, &|_| true), "it was never put");
+    let kept = (0..6000).filter(|&index| keep(index, &|location| location == Location::Spilled)).count();
     assert_eq!(kept as u64, spilled);
-    assert_eq!(store.pool_stats(pool).unwrap().pages, spilled);
+    assert_eq!(seen.len(), 6001);
+    let is_packed = |location: &Location| matches!(*location, Location::Ram { bytes: 1..=4096 } | Location::Spilled);
+    assert!(seen[1..].iter().all(is_packed));
+    assert_eq!(store.pool_stats(pool).unwrap().pages, spilled + 1);
 }
 
 /// A disk on which a write can take half a second.

@@ -142,7 +142,7 @@ pub(super) unsafe fn show<R>(
     // SAFETY: live payloads do not change.
     let payload = unsafe { payload.0.slice(payload.1, header.payload_bytes()) };
     let encoding = Encoding::from_u8((header.first >> 16 & 7) as u8);
-    with(Zpage { encoding, check: header.check, payload })
+    with(Zpage { encoding, check: header.check, used: header.is(USED), payload })
 }
 
 #[cfg(test)]

@@ -108,6 +108,8 @@ pub(crate) struct NoRoom;
 pub(crate) struct Zpage<'a> {
     pub(crate) encoding: Option<Encoding>,
     pub(crate) check: u32,
+    /// It was read before, since it was stored or kept.
+    pub(crate) used: bool,
     pub(crate) payload: &'a [u8],
 }
 

@@ -10,6 +10,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use super::Store;
 use crate::alloc::{Allocator, Class, NewZpage, Queue, Zpage};
 use crate::budget::Purpose;
+use crate::codec::GROUP_PAGES;
 use crate::error::Error;
 use crate::index::{Place, Slot, Word};
 use crate::key::Key;
@@ -35,6 +36,19 @@ pub(super) enum Found<'a> {
     Page,
     /// To be fetched; the word of the zpage stands in this place.
     Spilled(Fetch<'a>, Slot),
+}
+
+/// Where a stored page lies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Location {
+    /// In RAM, packed to so many bytes: none for a page filled with one pattern, its part for a page of a group.
+    Ram {
+        /// Bytes of its packed form.
+        bytes: u32,
+    },
+    /// In the spill file.
+    Spilled,
 }
 
 /// A page of a range that is to be fetched.
@@ -101,14 +115,24 @@ impl Store {
         Ok(found)
     }
 
-    /// Forgets a page unless it lies in the spill file, where it takes no RAM. Says whether it is there.
-    pub fn keep_spilled(&self, key: Key) -> bool {
-        let is_spilled = |_, word| matches!(self.zpage_of(word).place(), Place::Spilled(_));
-        let keeps = self.with_word(key, is_spilled) == Some(true);
+    /// Forgets a page unless `keeps` wants to keep it where it is. Says whether it is still there. `keeps` runs under a lock of the
+    /// store and must not use it.
+    pub fn keep_if(&self, key: Key, keeps: impl FnOnce(Location) -> bool) -> bool {
+        let keeps = self.with_word(key, |_, word| keeps(self.location_of(word))) == Some(true);
         if !keeps {
             self.flush_page(key);
         }
         keeps
+    }
+
+    /// The caller holds the lock of the word.
+    fn location_of(&self, word: Word) -> Location {
+        let sharers = if matches!(word.place(), Place::Member { .. }) { GROUP_PAGES as u32 } else { 1 };
+        match self.zpage_of(word).place() {
+            Place::Ram(handle) => Location::Ram { bytes: self.zpages.payload_bytes(handle) / sharers },
+            Place::Spilled(_) => Location::Spilled,
+            _ => Location::Ram { bytes: 0 },
+        }
     }
 
     /// The spill file of a store in which something is spilled.
@@ -199,7 +223,8 @@ impl Store {
             self.events.corrupt.fetch_add(error.is_corrupt().into(), Relaxed);
             error
         })?;
-        let zpage = Zpage { encoding: Some(fetch.extent.encoding), check: payload_check(payload), payload };
+        let (encoding, check) = (Some(fetch.extent.encoding), payload_check(payload));
+        let zpage = Zpage { encoding, check, used: false, payload };
         self.expand_zpage(&zpage, fetch.position, out)?;
         then(payload);
         Ok(())

@@ -14,6 +14,7 @@ mod tests;
 mod words;
 
 pub use config::Config;
+pub use fetch::Location;
 use fetch::{Fetch, Found};
 pub use open::OpenOptions;
 pub use reclaim::WriteBack;

@@ -11,7 +11,7 @@
 
 use super::Store;
 use super::reclaim::Pass;
-use crate::alloc::{Allocator, Owner, Tenant, Zpage};
+use crate::alloc::{Allocator, Handle, Owner, Tenant, Zpage};
 use crate::error::{Error, ErrorKind};
 use crate::index::{LEAF_SLOTS, Place, Slot, Word};
 use crate::page::payload_check;
@@ -25,9 +25,14 @@ const DEAD_PART_FULL: u64 = 32;
 /// Segments that a call of the shrinker cleans at most when the file is full.
 const CLEANINGS_MAX: u32 = 4;
 
+/// The zpages of a leaf that may leave RAM, by their slots.
+type LeafMates = [Option<Handle>; LEAF_SLOTS as usize];
+
 /// What became of a zpage that was to be spilled.
 enum Gathered {
     Taken,
+    /// It is in the file already, perhaps with one that was gathered before.
+    Spilled,
     /// Its word is another one by now.
     Gone,
     Damaged,
@@ -70,9 +75,24 @@ impl Store {
         rows.find(row).map(|word| with(Slot::Shared(row), word))
     }
 
-    /// Copies a tenant into the batch, if it is still where it was seen.
-    fn gather(&self, file: &SpillFile, writer: &mut Writer, tenant: &Tenant) -> Gathered {
-        let word = Word::ram(tenant.handle);
+    /// The zpages that may leave RAM together with a tenant: those of its leaf that nobody used, and itself, each in its slot.
+    /// `None` if it has no leaf of its own, or is not there any more.
+    fn leaf_mates(&self, tenant: &Tenant) -> Option<(Slot, LeafMates)> {
+        let place @ Slot::Entry { shard, leaf, slot: own } = Slot::from(tenant.owner) else {
+            return None;
+        };
+        let shard = read(self.shards.get(shard));
+        let leaf = shard.leaf(leaf).filter(|leaf| leaf.get(own) == Some(Word::ram(tenant.handle)))?;
+        let may_leave = |slot: u32| match leaf.get(slot)?.place() {
+            Place::Ram(handle) if slot == own || !self.zpages.read(handle, false, |zpage| zpage.used) => Some(handle),
+            _ => None,
+        };
+        Some((place, std::array::from_fn(|slot| may_leave(slot as u32))))
+    }
+
+    /// Copies a zpage into the batch, if it is still where it was seen.
+    fn gather(&self, file: &SpillFile, writer: &mut Writer, owner: Owner, handle: Handle) -> Gathered {
+        let word = Word::ram(handle);
         let mut push = |slot: Slot, zpage: Zpage<'_>| {
             let Some(encoding) = zpage.encoding.filter(|_| payload_check(zpage.payload) == zpage.check) else {
                 return Gathered::Damaged;
@@ -82,10 +102,12 @@ impl Store {
                 Err(refusal) => Gathered::Refused(refusal),
             }
         };
-        let gathered = self.with_zpage_of(tenant.owner, |slot, found| {
-            (found == word).then(|| self.zpages.read(tenant.handle, false, |zpage| push(slot, zpage)))
+        let gathered = self.with_zpage_of(owner, |slot, found| match found.place() {
+            Place::Spilled(_) => Gathered::Spilled,
+            _ if found == word => self.zpages.read(handle, false, |zpage| push(slot, zpage)),
+            _ => Gathered::Gone,
         });
-        gathered.flatten().unwrap_or(Gathered::Gone)
+        gathered.unwrap_or(Gathered::Gone)
     }
 
     /// Writes the batch and has the words name what was written. `None` when that failed.
@@ -217,18 +239,35 @@ impl Store {
 }
 
 impl Pass<'_> {
-    /// Gathers a persistent tenant for the spill file and says whether anything changed; nothing if the file takes no more.
+    /// Gathers a persistent tenant for the spill file, and says whether anything changed; nothing if the file takes no more.
+    ///
+    /// What lies beside it in the index goes with it, in the order of the indexes: what is asked for together was often stored
+    /// together, and is then read in one go. Lists of frames are in the order of sizes.
     pub(super) fn spill(&mut self, tenant: &Tenant) -> Option<bool> {
+        let Some((Slot::Entry { shard, leaf, .. }, mates)) = self.store.leaf_mates(tenant) else {
+            return self.spill_zpage(tenant.owner, tenant.handle);
+        };
+        let mut changed = false;
+        for (slot, handle) in (0..).zip(mates) {
+            if let Some(handle) = handle {
+                changed |= self.spill_zpage(Slot::Entry { shard, leaf, slot }.into(), handle)?;
+            }
+        }
+        Some(changed)
+    }
+
+    fn spill_zpage(&mut self, owner: Owner, handle: Handle) -> Option<bool> {
         let store = self.store;
         let file = store.spill.get()?;
         let mut cleanings = 0;
         loop {
             let writer = self.writer.get_or_insert_with(|| file.writer());
-            if writer.holds(Word::ram(tenant.handle)) {
+            if writer.holds(Word::ram(handle)) {
                 return Some(false);
             }
-            match store.gather(file, writer, tenant) {
+            match store.gather(file, writer, owner, handle) {
                 Gathered::Taken => return Some(true),
+                Gathered::Spilled => return Some(false),
                 Gathered::Gone => {
                     self.report.lost_races += 1;
                     return Some(false);

@@ -1,0 +1,70 @@
+//! The swapcache: a page that came back may keep its stored copy. If it leaves again unchanged, nothing has to be compressed or
+//! written.
+//!
+//! A copy in RAM takes room from the pages that it saves work for. So it is kept where that was of use lately: when at least half
+//! of the copies that pages had kept were still good when the pages left. A copy on disk takes no RAM and a very small one next to
+//! none: those are kept in any case.
+
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+
+/// A copy in RAM of at most this many bytes is always kept: what it takes costs less in faults than compressing the page again.
+const SMALL_BYTES: u32 = 256;
+/// A copy of more than half a page is not kept in RAM, however good copies are.
+const LARGE_BYTES: u32 = 2048;
+/// Of the pages whose numbers are multiples of this, copies are kept even when that is of no use, to see whether it still is.
+const PROBE_PAGES: u64 = 16;
+/// Copies over which use is averaged.
+const MEMORY: u32 = 256;
+/// What `of_use` is when all copies are good.
+const ALL: u32 = 1 << 16;
+
+/// How good kept copies were lately.
+pub struct Swapcache {
+    /// The part of them that was, of [`ALL`]; a moving average. Two that are noted at once may count as one.
+    of_use: AtomicU32,
+}
+
+impl Swapcache {
+    /// One that expects copies to be good.
+    pub fn new() -> Swapcache {
+        Swapcache { of_use: AtomicU32::new(ALL) }
+    }
+
+    /// Notes whether a copy that was kept was still good when its page left.
+    pub fn note(&self, good: bool) {
+        let before = self.of_use.load(Relaxed);
+        let now = if good { ALL } else { 0 };
+        self.of_use.store(before - before / MEMORY + now / MEMORY, Relaxed);
+    }
+
+    /// How large a copy of the page with this number may be that stays in RAM.
+    pub fn bytes_max(&self, page: u64) -> u32 {
+        let keeps = self.of_use.load(Relaxed) >= ALL / 2 || page.is_multiple_of(PROBE_PAGES);
+        if keeps { LARGE_BYTES } else { SMALL_BYTES }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn copies_are_kept_while_they_are_of_use() {
+        let cache = Swapcache::new();
+        let note = |times, good| (0..times).for_each(|_| cache.note(good));
+        assert_eq!(cache.bytes_max(1), LARGE_BYTES);
+        note(100, false);
+        assert_eq!(cache.bytes_max(1), LARGE_BYTES, "a few say nothing");
+        note(10_000, false);
+        assert_eq!((cache.bytes_max(1), cache.bytes_max(32)), (SMALL_BYTES, LARGE_BYTES));
+        note(400, true);
+        assert_eq!(cache.bytes_max(1), LARGE_BYTES);
+        note(100_000, true);
+        note(100, false);
+        assert_eq!(cache.bytes_max(1), LARGE_BYTES);
+        for i in 0..10_000 {
+            cache.note(i % 3 == 0);
+        }
+        assert_eq!(cache.bytes_max(1), SMALL_BYTES);
+    }
+}
