@@ -1,5 +1,8 @@
 //! `cargo xtask soak`: what must hold, for long: in parts, all of them or those that are named.
 
+mod remains;
+mod sigkill;
+
 use std::path::PathBuf;
 use std::process::Command;
 
@@ -18,6 +21,8 @@ pub struct SoakArgs {
     /// Seconds for each fuzz target.
     #[arg(long, default_value_t = 300)]
     fuzz_seconds: u32,
+    #[command(flatten)]
+    sigkill: sigkill::SigkillArgs,
 }
 
 /// A part of the soak.
@@ -29,6 +34,8 @@ enum Part {
     Loom,
     /// The stress test under AddressSanitizer.
     Asan,
+    /// The supervisor is killed at random moments: nothing may be left.
+    Sigkill,
     /// Every fuzz target for a while.
     Fuzz,
 }
@@ -40,6 +47,7 @@ pub fn soak(args: &SoakArgs) -> anyhow::Result<()> {
             Part::Tests => long_tests()?,
             Part::Loom => loom()?,
             Part::Asan => address_sanitizer()?,
+            Part::Sigkill => sigkill::sigkill(&args.sigkill)?,
             Part::Fuzz => fuzz(args.fuzz_seconds)?,
         }
     }
