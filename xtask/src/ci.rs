@@ -1,10 +1,8 @@
-//! `cargo xtask ci` and `cargo xtask soak`: everything that must hold, once and for long.
+//! `cargo xtask ci`: everything that must hold, once. For long is in [`crate::soak`].
 
 use std::path::PathBuf;
-use std::process::Command;
 
 use anyhow::{Context, bail};
-use clap::Args;
 
 use crate::project::{self, cargo, run};
 
@@ -67,7 +65,7 @@ fn checked_tests() -> anyhow::Result<()> {
 }
 
 /// All tests, by nextest where that is installed.
-fn tests(long: bool) -> anyhow::Result<()> {
+pub fn tests(long: bool) -> anyhow::Result<()> {
     let mut command = match project::installed("cargo-nextest") {
         true => cargo(&["nextest", "run", "--workspace", "--release", "--no-fail-fast"]),
         false => cargo(&["test", "--workspace", "--release", "--no-fail-fast", "--all-targets"]),
@@ -78,86 +76,8 @@ fn tests(long: bool) -> anyhow::Result<()> {
     run(&mut command)
 }
 
-/// How long to soak.
-#[derive(Args)]
-pub struct SoakArgs {
-    /// Seconds for each fuzz target.
-    #[arg(long, default_value_t = 300)]
-    fuzz_seconds: u32,
-}
-
-/// The long versions of all tests, the models of the locks, the stress test under AddressSanitizer, then every fuzz target
-/// for a while.
-pub fn soak(args: &SoakArgs) -> anyhow::Result<()> {
-    project::build_tmem()?;
-    tests(true)?;
-    loom()?;
-    address_sanitizer()?;
-    fuzz(args.fuzz_seconds)
-}
-
-/// Every order in which the store's locks can be taken, in small.
-fn loom() -> anyhow::Result<()> {
-    let mut command = cargo(&["test", "--release", "--package", "tmem", "--test", "loom"]);
-    // A directory of its own, so that other builds need not start anew afterwards.
-    run(command.arg("--target-dir").arg(project::target_dir()?.join("loom")).env("RUSTFLAGS", "--cfg loom"))
-}
-
-/// The stress test with every access of Rust and C to memory checked. The arena itself is one mapping to the sanitizer: what
-/// it finds there is use outside of it, and in it the test's own comparison of each byte has to do.
-fn address_sanitizer() -> anyhow::Result<()> {
-    let libraries = PathBuf::from(output(Command::new("rustc").args(["--print", "target-libdir"]))?.trim());
-    let found = std::fs::read_dir(&libraries).is_ok_and(|mut files| {
-        files.any(|file| file.is_ok_and(|file| file.file_name().to_string_lossy().ends_with("_rt.asan.a")))
-    });
-    if !found {
-        println!("\nSKIPPED: AddressSanitizer: this Rust toolchain has no runtime for it in {}", libraries.display());
-        return Ok(());
-    }
-    let version = output(Command::new("rustc").arg("-vV"))?;
-    let host = version.lines().find_map(|line| line.strip_prefix("host: ")).context("rustc names no host")?;
-    let tests = ["test", "--profile", "checked", "--package", "tmem", "--test", "threads"];
-    let mut command = cargo(&tests);
-    // With a target of its own, the flags are not for build scripts and macros, which could not be loaded then.
-    command.args(["--target", host, "--target-dir"]).arg(project::target_dir()?.join("asan"));
-    command.env("RUSTC_BOOTSTRAP", "1").env("RUSTFLAGS", "-Zsanitizer=address").env("TMEM_LONG", "1");
-    let flags = "-fsanitize=address";
-    let compiler = std::env::var_os("CC").unwrap_or_else(|| "cc".into());
-    match output(Command::new(&compiler).args([flags, "-x", "c", "-c", "-o", "/dev/null", "/dev/null"])) {
-        Ok(_) => drop(command.env("CFLAGS", flags)),
-        Err(error) => println!("\nSKIPPED: AddressSanitizer in the C code of zstd and lz4: {error:#}"),
-    }
-    run(command.args(["--", "--nocapture"]))
-}
-
-/// What a program prints.
-fn output(command: &mut Command) -> anyhow::Result<String> {
-    let output = command.output().with_context(|| format!("cannot run {command:?}"))?;
-    if !output.status.success() {
-        bail!("{command:?} failed: {}", String::from_utf8_lossy(&output.stderr).trim());
-    }
-    String::from_utf8(output.stdout).context("not UTF-8")
-}
-
-fn fuzz(seconds: u32) -> anyhow::Result<()> {
-    let targets = rust_files("fuzz/fuzz_targets")?;
-    if targets.is_empty() {
-        println!("\nSKIPPED: there are no fuzz targets");
-        return Ok(());
-    }
-    if !project::installed("cargo-fuzz") {
-        println!("\nSKIPPED: {} fuzz targets: cargo install cargo-fuzz", targets.len());
-        return Ok(());
-    }
-    for target in targets {
-        let limit = format!("-max_total_time={seconds}");
-        run(cargo(&["fuzz", "run", &target, "--", &limit]).env("RUSTC_BOOTSTRAP", "1"))?;
-    }
-    Ok(())
-}
-
 /// The names of the Rust files in a directory of the project, without extension; none if it is not there.
-fn rust_files(dir: &str) -> anyhow::Result<Vec<String>> {
+pub fn rust_files(dir: &str) -> anyhow::Result<Vec<String>> {
     let dir = project::root().join(dir);
     if !dir.exists() {
         return Ok(Vec::new());

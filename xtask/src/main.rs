@@ -8,6 +8,7 @@ mod kernel_swap;
 mod measure;
 mod process_tree;
 mod project;
+mod soak;
 mod table;
 mod workloads;
 mod zram;
@@ -32,8 +33,8 @@ enum Task {
     /// Measure tmem beside what it has to beat.
     #[command(subcommand)]
     Bench(bench::Bench),
-    /// The long versions of the tests, and the fuzz targets for a while each.
-    Soak(ci::SoakArgs),
+    /// What must hold, for long: long tests, models of the locks, AddressSanitizer, fuzz targets.
+    Soak(soak::SoakArgs),
 }
 
 fn main() -> ExitCode {
@@ -41,7 +42,7 @@ fn main() -> ExitCode {
         Task::Demo(args) => demo::demo(&args),
         Task::Ci => ci::ci(),
         Task::Bench(bench) => bench::bench(&bench),
-        Task::Soak(args) => ci::soak(&args),
+        Task::Soak(args) => soak::soak(&args),
     });
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,4 +1,4 @@
-//! The memory of everything we started, sampled from `/proc`.
+//! The processes that we started and their memory, from `/proc`.
 //!
 //! What counts is anonymous and shared memory, resident: of one process `RssAnon` + `RssShmem`; where several processes
 //! may share pages after a fork, `Pss_Anon` + `Pss_Shmem`, which gives each its share. The latter is slow to read, so it is only
@@ -62,7 +62,8 @@ impl Peak {
     }
 }
 
-fn descendants() -> Vec<i32> {
+/// Every process that descends from this one.
+pub fn descendants() -> Vec<i32> {
     let mut found = Vec::new();
     let mut unseen = children(std::process::id() as i32);
     while let Some(pid) = unseen.pop() {
@@ -70,6 +71,12 @@ fn descendants() -> Vec<i32> {
         found.push(pid);
     }
     found
+}
+
+/// Every process of the machine that shows.
+pub fn all() -> Vec<i32> {
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
 }
 
 /// Children of all threads of a process; none if it is gone.

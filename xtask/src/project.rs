@@ -37,6 +37,16 @@ pub fn build_tmem() -> anyhow::Result<PathBuf> {
     Ok(tmem)
 }
 
+/// Compiles `tests/programs/NAME.c` to `dir/NAME`.
+pub fn compile_program(name: &str, dir: &Path) -> anyhow::Result<PathBuf> {
+    let source = root().join("tests/programs").join(name).with_extension("c");
+    let program = dir.join(name);
+    let status = Command::new("cc").args(["-O2", "-pthread", "-o"]).arg(&program).arg(&source).status();
+    let status = status.context("a C compiler (cc) is needed")?;
+    ensure!(status.success(), "cc refused {}", source.display());
+    Ok(program)
+}
+
 /// Where cargo builds.
 pub fn target_dir() -> anyhow::Result<PathBuf> {
     // `current_exe` is TARGET/debug/xtask, whatever CARGO_TARGET_DIR or the configuration says.

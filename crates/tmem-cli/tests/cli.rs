@@ -389,6 +389,29 @@ fn killing_tmem_kills_the_targets() {
     }
 }
 
+/// The program starts before the supervisor has its first look at it: killed in between, it left the program alone.
+#[test]
+fn killing_tmem_at_its_start_kills_the_target() {
+    if !can_run("killing_tmem_at_its_start_kills_the_target") {
+        return;
+    }
+    for step in 0..60 {
+        // It would end by itself, but not soon enough.
+        let mut supervisor =
+            Guard(tmem_command(&["run", "--ram", "64M", "--", "sleep", "20"]).stdout(Stdio::piped()).spawn().unwrap());
+        let out = supervisor.0.stdout.take().unwrap();
+        let moment = Duration::from_micros(step * 100);
+        std::thread::sleep(moment);
+        supervisor.signal(libc::SIGKILL);
+        assert!(supervisor.wait(Duration::from_secs(2)).is_some());
+        // Nobody writes to it, so what it reports is that the last who could has ended.
+        let mut poll = libc::pollfd { fd: out.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+        // SAFETY: `poll` is one local entry, as the count says.
+        let ended = unsafe { libc::poll(&raw mut poll, 1, 5000) };
+        assert_eq!(ended, 1, "the program goes on after the supervisor was killed at {moment:?}");
+    }
+}
+
 #[test]
 fn killing_the_target_leaves_nothing() {
     if !can_run("killing_the_target_leaves_nothing") {

@@ -31,7 +31,7 @@ pub fn run(command: &[OsString], options: &Options) -> Result<Outcome, Error> {
     let doors = Doors::open(options.metrics)?;
     let guard = Guard::start().map_err(|e| Error::own(format!("the guard process cannot be started: {e}")))?;
     let signals = Signals::open().map_err(|e| Error::own(format!("signalfd: {e}")))?;
-    let child = match Command::new(program).args(args).spawn_unwaited() {
+    let child = match Command::new(program).args(args).spawn_unwaited(&guard) {
         Ok(pid) => pid,
         Err(e) => {
             guard.dismiss();
@@ -125,14 +125,16 @@ fn advice(e: &InjectError) -> String {
 
 /// Starting a command without a handle that would wait for it: the supervisor reaps by itself.
 trait SpawnUnwaited {
-    fn spawn_unwaited(&mut self) -> std::io::Result<i32>;
+    fn spawn_unwaited(&mut self, guard: &Guard) -> std::io::Result<i32>;
 }
 
 impl SpawnUnwaited for Command {
-    fn spawn_unwaited(&mut self) -> std::io::Result<i32> {
+    fn spawn_unwaited(&mut self, guard: &Guard) -> std::io::Result<i32> {
+        let introduction = guard.introduction()?;
         // SAFETY: the closure only makes system calls, as is allowed between fork and exec.
         let child = unsafe {
-            self.pre_exec(|| {
+            self.pre_exec(move || {
+                introduction.give().map_err(|e| std::io::Error::from_raw_os_error(e.0))?;
                 Signals::unblock_all();
                 Ok(())
             })

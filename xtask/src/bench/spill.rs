@@ -1,7 +1,7 @@
 //! `cargo xtask bench spill`: programs that do not fit their RAM even compressed, under the kernel with a swap file and under
 //! tmem with a spill file, in the same RAM and on the same disk.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 
 use anyhow::{Context, ensure};
@@ -106,7 +106,7 @@ pub fn spill(args: &SpillArgs) -> anyhow::Result<()> {
     let dir = dir.canonicalize().with_context(|| format!("no directory {}", dir.display()))?;
     let tmem = project::build_tmem()?;
     let scratch = tempfile::tempdir().context("cannot create a temporary directory")?;
-    compile_noise(scratch.path())?;
+    project::compile_program("noise", scratch.path())?;
     let machine = Machine::this();
     machine.print();
     let no_kernel = Backing::FileIn(&dir).unavailable();
@@ -156,15 +156,6 @@ fn select(only: &[String]) -> anyhow::Result<Vec<&'static Case>> {
         ensure!(CASES.iter().any(|case| case.name == name), "no program '{name}': there are {}", known());
     }
     Ok(CASES.iter().filter(|case| only.is_empty() || only.iter().any(|name| name == case.name)).collect())
-}
-
-fn compile_noise(to: &Path) -> anyhow::Result<()> {
-    let source = project::root().join("tests/programs/noise.c");
-    let mut cc = Command::new("cc");
-    let status = cc.args(["-O2", "-pthread", "-o"]).arg(to.join("noise")).arg(&source).status();
-    let status = status.context("a C compiler (cc) is needed")?;
-    ensure!(status.success(), "cc refused {}", source.display());
-    Ok(())
 }
 
 impl Case {
