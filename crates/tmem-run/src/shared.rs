@@ -322,10 +322,10 @@ impl Shared {
 
     /// Forgets the stored copy of a page that came home, unless it is worth its room. Says whether it is kept.
     pub fn keeps_copy(&self, page: PageNumber, key: Key) -> bool {
-        let bytes_max = if self.is_at_floor() { 0 } else { self.swapcache.bytes_max(page) };
+        let roomy = self.spill.is_roomy();
         self.store.keep_if(key, |location| match location {
-            Location::Ram { bytes } => bytes <= bytes_max,
-            Location::Spilled => self.spill.is_roomy(),
+            Location::Ram { bytes } => bytes <= self.swapcache.bytes_max(page, roomy && !self.is_at_floor()),
+            Location::Spilled => roomy,
             _ => false,
         })
     }

@@ -1,9 +1,9 @@
 //! The swapcache: a page that came back may keep its stored copy. If it leaves again unchanged, nothing has to be compressed or
 //! written.
 //!
-//! A copy in RAM takes room from the pages that it saves work for. So it is kept where that was of use lately: when at least half
-//! of the copies that pages had kept were still good when the pages left. A copy on disk takes no RAM and a very small one next to
-//! none: those are kept in any case.
+//! A copy on disk takes no RAM and a very small one next to none: those are kept in any case. A larger one in RAM takes room from
+//! the pages that it saves work for, so it is kept only while that is to be had (cold pages can go to disk instead) and was of
+//! use lately: when at least half of the copies that pages had kept were still good when the pages left.
 
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
@@ -37,10 +37,10 @@ impl Swapcache {
         self.of_use.store(before - before / MEMORY + now / MEMORY, Relaxed);
     }
 
-    /// How large a copy of the page with this number may be that stays in RAM.
-    pub fn bytes_max(&self, page: u64) -> u32 {
-        let keeps = self.of_use.load(Relaxed) >= ALL / 2 || page.is_multiple_of(PROBE_PAGES);
-        if keeps { LARGE_BYTES } else { SMALL_BYTES }
+    /// How large a copy of the page with this number may be that stays in RAM, if there is room to be had or not.
+    pub fn bytes_max(&self, page: u64, roomy: bool) -> u32 {
+        let is_of_use = || self.of_use.load(Relaxed) >= ALL / 2 || page.is_multiple_of(PROBE_PAGES);
+        if roomy && is_of_use() { LARGE_BYTES } else { SMALL_BYTES }
     }
 }
 
@@ -51,20 +51,21 @@ mod tests {
     #[test]
     fn copies_are_kept_while_they_are_of_use() {
         let cache = Swapcache::new();
+        let bytes_max = |page| cache.bytes_max(page, true);
         let note = |times, good| (0..times).for_each(|_| cache.note(good));
-        assert_eq!(cache.bytes_max(1), LARGE_BYTES);
+        assert_eq!((bytes_max(1), cache.bytes_max(1, false)), (LARGE_BYTES, SMALL_BYTES));
         note(100, false);
-        assert_eq!(cache.bytes_max(1), LARGE_BYTES, "a few say nothing");
+        assert_eq!(bytes_max(1), LARGE_BYTES, "a few say nothing");
         note(10_000, false);
-        assert_eq!((cache.bytes_max(1), cache.bytes_max(32)), (SMALL_BYTES, LARGE_BYTES));
+        assert_eq!((bytes_max(1), bytes_max(32)), (SMALL_BYTES, LARGE_BYTES));
         note(400, true);
-        assert_eq!(cache.bytes_max(1), LARGE_BYTES);
+        assert_eq!(bytes_max(1), LARGE_BYTES);
         note(100_000, true);
         note(100, false);
-        assert_eq!(cache.bytes_max(1), LARGE_BYTES);
+        assert_eq!(bytes_max(1), LARGE_BYTES);
         for i in 0..10_000 {
             cache.note(i % 3 == 0);
         }
-        assert_eq!(cache.bytes_max(1), SMALL_BYTES);
+        assert_eq!(bytes_max(1), SMALL_BYTES);
     }
 }

@@ -182,7 +182,7 @@ fn make_room(shared: &Shared, evictor: &mut Evictor, server: &mut Server) -> Res
                 continue;
             }
         }
-        if shared.is_at_floor() && shared.drop_kept() == 0 {
+        if shared.is_at_floor() {
             break;
         }
         let (began, finds) = (Instant::now(), shared.finds.load(Relaxed));
