@@ -8,6 +8,7 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{ChildStdout, Command, Stdio};
+use std::sync::mpsc;
 use std::time::Duration;
 
 use common::{
@@ -410,6 +411,76 @@ fn killing_tmem_at_its_start_kills_the_target() {
         let ended = unsafe { libc::poll(&raw mut poll, 1, 5000) };
         assert_eq!(ended, 1, "the program goes on after the supervisor was killed at {moment:?}");
     }
+}
+
+/// Waits until nobody has the other end of a pipe any more, and gives what came before.
+fn read_to_the_end(mut out: ChildStdout, limit: Duration) -> Option<String> {
+    let (sender, all) = mpsc::channel();
+    std::thread::spawn(move || {
+        let mut text = String::new();
+        let _ = out.read_to_string(&mut text);
+        sender.send(text)
+    });
+    all.recv_timeout(limit).ok()
+}
+
+/// An orphan whose parent ended at once is known to nobody yet. It went on when tmem was killed, and read zeros.
+#[test]
+fn killing_tmem_kills_orphans_that_nobody_knows() {
+    if !can_run("killing_tmem_kills_orphans_that_nobody_knows") {
+        return;
+    }
+    let path = program("orphans", Linking::Dynamic);
+    let path = path.to_str().unwrap();
+    for round in 0..20 {
+        let mut command = tmem_command(&["run", "--ram", "32M", "--", path, "96", "1000000"]);
+        let mut supervisor = Guard(command.stdout(Stdio::piped()).spawn().unwrap());
+        std::thread::sleep(Duration::from_millis(500 + round * 37));
+        supervisor.signal(libc::SIGKILL);
+        assert!(supervisor.wait(Duration::from_secs(2)).is_some());
+        let said = read_to_the_end(supervisor.0.stdout.take().unwrap(), Duration::from_secs(5));
+        assert_eq!(said.as_deref(), Some(""), "round {round}: None if somebody lives on");
+    }
+}
+
+/// The same where they are not even below tmem: orphans of a program that it was attached to.
+#[test]
+fn killing_an_attached_tmem_kills_orphans() {
+    if !can_run("killing_an_attached_tmem_kills_orphans") {
+        return;
+    }
+    let path = program("orphans", Linking::Dynamic);
+    for round in 0..5 {
+        let mut target = Guard(Command::new(&path).args(["96", "1000000"]).stdout(Stdio::piped()).spawn().unwrap());
+        std::thread::sleep(Duration::from_millis(300));
+        let pid = target.pid().to_string();
+        let mut supervisor = Guard(tmem_command(&["attach", &pid, "--ram", "32M"]).spawn().unwrap());
+        std::thread::sleep(Duration::from_millis(700 + round * 97));
+        supervisor.signal(libc::SIGKILL);
+        assert!(supervisor.wait(Duration::from_secs(2)).is_some());
+        let said = read_to_the_end(target.0.stdout.take().unwrap(), Duration::from_secs(5));
+        assert_eq!(said.as_deref(), Some(""), "round {round}: None if somebody lives on");
+        assert_eq!(target.wait(Duration::from_secs(1)).and_then(|status| status.signal()), Some(libc::SIGKILL));
+    }
+}
+
+/// Without the guard nobody would hold evicted pages back if tmem ended, so it ends at once, and all with it.
+#[test]
+fn killing_the_guard_kills_all() {
+    if !can_run("killing_the_guard_kills_all") {
+        return;
+    }
+    let (mut supervisor, target, tree) = victim("2");
+    let comm = |pid: u32| fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+    let guard = *tree.iter().find(|&&pid| comm(pid) == "tmem-guard\n").expect("a guard");
+    // SAFETY: plain system calls; the guard is alive, for its parent waits for it.
+    unsafe { libc::kill(guard as i32, libc::SIGTERM) };
+    std::thread::sleep(Duration::from_millis(100));
+    assert!(is_alive(guard) && is_alive(target), "what may be sent to all that is called tmem is not meant for it");
+    // SAFETY: as above.
+    unsafe { libc::kill(guard as i32, libc::SIGKILL) };
+    assert_eq!(supervisor.wait(Duration::from_secs(5)).and_then(|status| status.signal()), Some(libc::SIGABRT));
+    assert!(wait_until(Duration::from_secs(1), || !tree.iter().any(|&pid| is_alive(pid))));
 }
 
 #[test]

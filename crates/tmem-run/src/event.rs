@@ -39,9 +39,6 @@ impl Space {
 
     /// A child got a copy of the address space. It misses exactly the pages that are away now.
     fn fork(&self, shared: &Shared, inner: &mut Inner, uffd: Uffd) {
-        // The child runs from now on: should we end before it is known, it must not read zeros.
-        let id = shared.next_id();
-        shared.guard_space(id, &uffd);
         add(&shared.counters.forks_followed, 1);
         inner.forked = true;
         let Ok(pool) = shared.store.clone_pool(inner.pool) else {
@@ -53,7 +50,7 @@ impl Space {
         child.relatives.clone_from(&inner.relatives);
         child.add_relative(inner.pool);
         inner.add_relative(pool);
-        child.tag = inner.tag;
+        child.tag = self.tag;
         child.registered = inner.registered.clone();
         child.pages = inner.pages.clone();
         // Stored copies of pages that are at home belong to the parent only.
@@ -80,7 +77,7 @@ impl Space {
             child.set_place(page, Place::Stored);
         }
         let wiped: Vec<_> = child.wiped.iter().map(|m| (m.start, m.end)).collect();
-        let space = Space::new(id, uffd, child);
+        let space = Space::new(shared, uffd, child);
         {
             let mut child = space.lock();
             for (start, end) in wiped {

@@ -1,53 +1,118 @@
 //! The guard: a second process that outlives the supervisor by a moment.
 //!
-//! When the last copy of a userfaultfd closes, evicted pages read as zeros. Agents hold copies, but a child that
-//! was just forked has no agent yet. So the guard holds a copy of every userfaultfd, and when the supervisor's end
-//! of the socket closes without a farewell, it kills every process in our care before it lets them go.
+//! When the last copy of a userfaultfd closes, evicted pages read as zeros. So the guard shares the supervisor's table of
+//! descriptors: a userfaultfd that the supervisor gets, were it by reading the message of a fork, the guard has in the same
+//! instant, and it stays open when the supervisor dies. Then the guard kills every process in our care, and lets go of a
+//! descriptor when the kernel says that its address space is gone; not sooner, even if that were never: who waits for a page
+//! reads no wrong one.
+//!
+//! Nothing is sent to the guard: what it will need to know lies in memory that it shares with the supervisor.
 
-use std::collections::{BTreeSet, HashMap};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::collections::BTreeSet;
+use std::fs;
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{
+    AtomicU64, AtomicUsize,
+    Ordering::{Acquire, Relaxed, Release},
+};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use crate::proc;
-use crate::sys::{self, Errno};
+use crate::sys::{self, Errno, Filled, Message, Uffd};
+use crate::tag::{Mark, Tag};
 
-const ADD_SPACE: u8 = b'+';
-const DROP_SPACE: u8 = b'-';
-const PROCESSES: u8 = b'p';
-const FAREWELL: u8 = b'x';
-
-/// A way to the guard for a program that is about to start.
-pub struct Introduction(OwnedFd);
-
-impl Introduction {
-    /// Puts the calling process into the guard's care. For a child between fork and exec: makes one system call and allocates
-    /// nothing.
-    pub fn give(&self) -> Result<(), Errno> {
-        let mut packet = [PROCESSES; 5];
-        packet[1..].copy_from_slice(&(std::process::id() as i32).to_le_bytes());
-        sys::send_packet(&self.0, &packet, None)
-    }
-}
+/// Processes or tags that are noted at most. Of more, some may have to wait for ever instead of being killed.
+const NOTED_MAX: usize = 4096;
+/// A family has been found when so many looks in a row find nobody new.
+const LOOKS: u32 = 3;
+/// A family that grows all the time is killed after so many looks.
+const LOOKS_MAX: u32 = 100;
+const LOOK_PAUSE: Duration = Duration::from_millis(1);
+/// The longest pause between two looks for processes that are still to be killed.
+const HUNT_PAUSE_MAX: Duration = Duration::from_millis(100);
+/// What may be sent to a whole session or to all that is called tmem, and is not meant for the guard.
+const NOT_OURS: [i32; 7] =
+    [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGTERM, libc::SIGUSR1, libc::SIGUSR2, libc::SIGPIPE];
 
 /// Our side of the guard.
 pub struct Guard {
-    socket: OwnedFd,
+    notes: &'static Notes,
+    mark: Mark,
     pid: i32,
+    /// By which the guard hears of our end. In the table that is also its own, so it must stay open.
+    _supervisor: OwnedFd,
+    /// Only one at a time may take note of tags.
+    tagging: Mutex<()>,
+}
+
+/// What the guard will have to know. In memory that both processes map, so every bit pattern must be valid, zeros mean nothing.
+struct Notes {
+    processes: List,
+    tags: List,
+}
+
+/// A list that is whole at every moment in which its writer can die.
+struct List {
+    /// Which of the halves counts; the other one is for writing.
+    current: AtomicUsize,
+    halves: [Half; 2],
+}
+
+struct Half {
+    len: AtomicUsize,
+    items: [AtomicU64; NOTED_MAX],
+}
+
+impl List {
+    /// Replaces what is listed. One thread may do that at a time.
+    fn set(&self, items: impl Iterator<Item = u64>) {
+        let next = 1 - (self.current.load(Relaxed) & 1);
+        let half = &self.halves[next];
+        let mut len = 0;
+        for (to, item) in half.items.iter().zip(items) {
+            to.store(item, Relaxed);
+            len += 1;
+        }
+        half.len.store(len, Relaxed);
+        self.current.store(next, Release);
+    }
+
+    fn items(&self) -> impl Iterator<Item = u64> {
+        let half = &self.halves[self.current.load(Acquire) & 1];
+        half.items.iter().take(half.len.load(Relaxed)).map(|item| item.load(Relaxed))
+    }
+}
+
+/// A way to the guard for a program that is about to start.
+pub struct Introduction(&'static Notes);
+
+impl Introduction {
+    /// Puts the calling process into the guard's care. For a child between fork and exec: makes no system call but getpid and
+    /// allocates nothing.
+    pub fn give(&self) {
+        self.0.processes.set(std::iter::once(u64::from(std::process::id())));
+    }
 }
 
 impl Guard {
     /// Starts the guard. Call it while the process has one thread only.
-    pub fn start() -> Result<Guard, Errno> {
-        let (ours, theirs) = sys::packet_pair()?;
-        // SAFETY: the process has a single thread, so the child may go on as any program would.
-        match sys::check(unsafe { libc::fork() }.into())? {
+    ///
+    /// # Errors
+    /// What the kernel says against a second process.
+    pub fn start() -> std::io::Result<Guard> {
+        let mark = Mark::new()?;
+        let error = |e: Errno| std::io::Error::from_raw_os_error(e.0);
+        // SAFETY: notes are made of atomic integers.
+        let notes = unsafe { sys::share_zeros::<Notes>() }.map_err(error)?;
+        let supervisor = sys::pidfd_open(std::process::id() as i32, 0).map_err(error)?;
+        match sys::fork_sharing_files().map_err(error)? {
             0 => {
-                drop(ours);
-                watch(&theirs);
+                watch(supervisor, notes, mark);
                 // SAFETY: ends this process without running the parent's exit handlers.
                 unsafe { libc::_exit(0) }
             }
-            pid => Ok(Guard { socket: ours, pid: pid as i32 }),
+            pid => Ok(Guard { notes, mark, pid, _supervisor: supervisor, tagging: Mutex::new(()) }),
         }
     }
 
@@ -56,89 +121,179 @@ impl Guard {
         self.pid
     }
 
+    /// By what the guard knows our address spaces.
+    pub fn mark(&self) -> Mark {
+        self.mark
+    }
+
     /// For the program to be started, which must be in the guard's care before it runs: if the supervisor ends between the
-    /// start and its first look, nobody else knows of the program. The guard sees that end only when the copy that comes with
-    /// the fork is closed, too, which exec does.
-    pub fn introduction(&self) -> std::io::Result<Introduction> {
-        self.socket.try_clone().map(Introduction)
+    /// start and its first look, nobody else knows of the program.
+    pub fn introduction(&self) -> Introduction {
+        Introduction(self.notes)
     }
 
-    /// Has the guard hold a space's userfaultfd.
-    pub fn add_space(&self, id: u64, uffd: &OwnedFd) {
-        self.send(ADD_SPACE, &id.to_le_bytes(), Some(uffd.as_raw_fd()));
-    }
-
-    /// Has the guard let go of it.
-    pub fn drop_space(&self, id: u64) {
-        self.send(DROP_SPACE, &id.to_le_bytes(), None);
-    }
-
-    /// Replaces the list of processes to kill.
+    /// Replaces the list of processes to kill. One thread may do that at a time.
     pub fn set_processes(&self, pids: &[i32]) {
-        let bytes: Vec<u8> = pids.iter().take(4096).flat_map(|p| p.to_le_bytes()).collect();
-        self.send(PROCESSES, &bytes, None);
+        self.notes.processes.set(pids.iter().map(|&pid| pid as u64));
+    }
+
+    /// Replaces the list of addresses at which our address spaces have their tags. `addresses` is asked when nobody else changes
+    /// the list.
+    pub fn set_tags(&self, addresses: impl FnOnce() -> BTreeSet<u64>) {
+        let _one = self.tagging.lock().unwrap_or_else(PoisonError::into_inner);
+        self.notes.tags.set(addresses().into_iter());
     }
 
     /// Ends the guard without killing anybody.
     pub fn dismiss(&self) {
-        self.send(FAREWELL, &[], None);
+        sys::kill(self.pid, libc::SIGKILL);
         // SAFETY: reaps our own child; no pointers kept.
         unsafe { libc::waitpid(self.pid, std::ptr::null_mut(), 0) };
-    }
-
-    fn send(&self, what: u8, bytes: &[u8], fd: Option<i32>) {
-        let packet: Vec<u8> = std::iter::once(what).chain(bytes.iter().copied()).collect();
-        if sys::send_packet(&self.socket, &packet, fd).is_err() {
-            // Without a guard a crash could give a program wrong data: end now, while the agents still kill.
-            eprintln!("tmem: the guard process is gone; ending, so that no program goes on unguarded");
-            std::process::abort();
-        }
     }
 }
 
 /// The guard's whole life.
-fn watch(socket: &OwnedFd) {
-    // Keep nothing of the supervisor's open: no pipe of the user's may wait for us.
-    let number = socket.as_raw_fd();
-    // SAFETY: plain system calls on descriptors of this process, which uses only `number` from here on.
+fn watch(supervisor: OwnedFd, notes: &Notes, mark: Mark) {
+    // SAFETY: plain system calls that concern this process alone.
     unsafe {
-        libc::syscall(libc::SYS_close_range, 0, number - 1, 0);
-        libc::syscall(libc::SYS_close_range, number + 1, u32::MAX, 0);
         libc::prctl(libc::PR_SET_NAME, c"tmem-guard".as_ptr());
         libc::setsid();
+        NOT_OURS.into_iter().for_each(|signal| _ = libc::signal(signal, libc::SIG_IGN));
     }
-    let mut uffds = HashMap::new();
-    let mut pids = BTreeSet::new();
-    let mut packet = vec![0_u8; 32 << 10];
-    loop {
-        let Ok((bytes, fd)) = sys::receive_packet(socket, &mut packet) else { return };
-        let Some((&what, body)) = packet[..bytes].split_first() else { break };
-        let number = || body.try_into().map(u64::from_le_bytes).unwrap_or(0);
-        match what {
-            ADD_SPACE => drop(fd.map(|fd| uffds.insert(number(), fd))),
-            DROP_SPACE => drop(uffds.remove(&number())),
-            PROCESSES => {
-                pids = body.chunks_exact(4).map(|b| i32::from_le_bytes(b.try_into().expect("four bytes"))).collect();
-            }
-            _ => return,
-        }
+    sys::wait_readable(&supervisor);
+    for pid in family(notes.processes.items().map(|pid| pid as i32).collect()) {
+        sys::kill(pid, libc::SIGKILL);
     }
-    kill_all(pids);
-    // Only now may the descriptors close.
-    drop(uffds);
+    // Agents kill when their sockets close. And no pipe of the user's may wait for us.
+    drop(supervisor);
+    let uffds = keep_userfaultfds();
+    Hunt { uffds, tags: notes.tags.items().collect(), mark }.finish();
 }
 
-fn kill_all(mut pids: BTreeSet<i32>) {
-    for _ in 0..50 {
+/// These processes and all below them, stopped: what is stopped does not fork.
+fn family(mut pids: BTreeSet<i32>) -> BTreeSet<i32> {
+    let mut same = 0;
+    for _ in 0..LOOKS_MAX {
+        pids.retain(|&pid| sys::kill(pid, libc::SIGSTOP));
         let children: Vec<i32> = pids.iter().flat_map(|&pid| proc::children(pid)).collect();
+        let before = pids.len();
         pids.extend(children);
-        let alive = pids
-            .iter()
-            .filter(|&&pid| sys::kill(pid, libc::SIGKILL) && !matches!(proc::state(pid), Some(('Z' | 'X', _)) | None))
-            .count();
-        if alive == 0 {
-            return;
+        same = if pids.len() == before { same + 1 } else { 0 };
+        if same == LOOKS {
+            break;
         }
-        std::thread::sleep(Duration::from_millis(10));
+        std::thread::sleep(LOOK_PAUSE);
+    }
+    pids
+}
+
+/// Closes all descriptors of this process but the userfaultfds.
+fn keep_userfaultfds() -> Vec<Uffd> {
+    let listed = loop {
+        // Without a list all stay open, and so do we.
+        match fs::read_dir("/proc/self/fd") {
+            Ok(listed) => break listed,
+            Err(_) => std::thread::sleep(HUNT_PAUSE_MAX),
+        }
+    };
+    let numbers: Vec<i32> = listed.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
+    let mut kept = Vec::new();
+    for number in numbers {
+        let target = fs::read_link(format!("/proc/self/fd/{number}")).unwrap_or_default();
+        if target.as_os_str() == "anon_inode:[userfaultfd]" {
+            kept.push(Uffd::new(sys::adopt(number)));
+        } else {
+            // SAFETY: whoever owned the descriptor was the supervisor, which is gone.
+            unsafe { libc::close(number) };
+        }
+    }
+    kept
+}
+
+/// The hunt for processes that escaped: the parent of an orphan may have ended before anybody knew of the orphan.
+struct Hunt {
+    /// Of address spaces that may still be there.
+    uffds: Vec<Uffd>,
+    tags: Vec<u64>,
+    mark: Mark,
+}
+
+impl Hunt {
+    /// Returns when all the address spaces are gone.
+    fn finish(mut self) {
+        let mut pause = LOOK_PAUSE;
+        loop {
+            self.tag();
+            if self.uffds.is_empty() {
+                return;
+            }
+            for pid in proc::all() {
+                let is_ours = |&tag: &u64| Tag::of(pid, tag).is_some_and(|tag| tag.mark == self.mark);
+                if self.tags.iter().any(is_ours) {
+                    sys::kill(pid, libc::SIGKILL);
+                }
+            }
+            std::thread::sleep(pause);
+            pause = (pause * 2).min(HUNT_PAUSE_MAX);
+        }
+    }
+
+    /// Puts tags into all address spaces that can take one now, and lets go of those that are gone.
+    ///
+    /// Whoever changes its mappings or forks is held up until its message is read, and takes no tag so long. So each message is
+    /// read here and the tag tried again, but only once: if it forks again, and ends, its child will wait in the same way,
+    /// with its tag, to be found.
+    fn tag(&mut self) {
+        let page = Tag { mark: self.mark, id: 0 }.page();
+        let put = |uffd: &Uffd| {
+            let puts = self.tags.iter().map(|&tag| uffd.copy(tag, &page[..]));
+            puts.filter(|filled| matches!(filled, Filled::Changing(_))).count() == 0
+        };
+        let mut born = Vec::new();
+        for uffd in self.uffds.iter().filter(|uffd| !put(uffd)) {
+            born.extend(uffd.read().filter_map(|message| match message {
+                Message::Fork { child } => Some(Uffd::new(sys::adopt(child))),
+                _ => None,
+            }));
+        }
+        self.uffds.iter().chain(&born).for_each(|uffd| _ = put(uffd));
+        self.uffds.append(&mut born);
+        self.uffds.retain(|uffd| !uffd.is_dead());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_list_is_whole_even_if_its_writer_dies() {
+        // SAFETY: a list is made of atomic integers.
+        let list = unsafe { sys::share_zeros::<List>() }.unwrap();
+        let items = || list.items().collect::<Vec<_>>();
+        assert_eq!(items(), [0; 0]);
+        list.set([1, 2, 3].into_iter());
+        assert_eq!(items(), [1, 2, 3]);
+        let dies = [4, 5].into_iter().chain(std::iter::once_with(|| panic!("as it is meant to")));
+        std::panic::catch_unwind(|| list.set(dies)).unwrap_err();
+        assert_eq!(items(), [1, 2, 3]);
+        list.set([6].into_iter());
+        assert_eq!(items(), [6]);
+        list.set(0..NOTED_MAX as u64 + 5);
+        assert_eq!(items().len(), NOTED_MAX);
+    }
+
+    #[test]
+    fn a_family_that_was_found_does_not_grow() {
+        // Two that fork all the time, and wait for it.
+        let script = "f() { while :; do (exit 0); done; }; f & f";
+        let mut shell = std::process::Command::new("sh").args(["-c", script]).spawn().unwrap();
+        std::thread::sleep(Duration::from_millis(30));
+        let found = family(BTreeSet::from([shell.id() as i32]));
+        std::thread::sleep(Duration::from_millis(20));
+        let stranger = found.iter().flat_map(|&pid| proc::children(pid)).find(|child| !found.contains(child));
+        found.iter().for_each(|&pid| _ = sys::kill(pid, libc::SIGKILL));
+        shell.wait().unwrap();
+        assert!(found.len() > 1 && stranger.is_none(), "{stranger:?} beside {found:?}");
     }
 }

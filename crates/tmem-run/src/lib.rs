@@ -35,6 +35,7 @@ mod streams;
 mod supervisor;
 mod swapcache;
 mod sys;
+mod tag;
 #[doc(hidden)]
 pub mod testing;
 mod throttle;

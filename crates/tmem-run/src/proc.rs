@@ -92,6 +92,12 @@ pub fn children(pid: i32) -> Vec<i32> {
     out
 }
 
+/// All processes that can be seen.
+pub fn all() -> Vec<i32> {
+    let Ok(listed) = fs::read_dir("/proc") else { return Vec::new() };
+    listed.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
+}
+
 /// Resident bytes that are no file's: anonymous memory by the cheap counter.
 pub fn anonymous_bytes(pid: i32) -> Option<u64> {
     let mut text = [0_u8; 128];

@@ -21,7 +21,8 @@ use crate::pages::PageNumber;
 use crate::space::Space;
 use crate::spill::SpillFile;
 use crate::swapcache::Swapcache;
-use crate::sys::{self, PAGE, Uffd};
+use crate::sys::{self, PAGE};
+use crate::tag::Mark;
 use crate::upkeep::Upkeep;
 use crate::watch::Desk;
 
@@ -384,18 +385,28 @@ impl Shared {
         self.parked.load(Relaxed)
     }
 
-    /// Takes a space under management: a worker serves it and the guard knows it from now on. Spaces are dealt out in turn.
+    /// Takes a space under management: a worker serves it and the guard knows its tag from now on. Spaces are dealt out in turn.
     pub fn adopt(&self, space: Arc<Space>) {
-        self.guard_space(space.id, &space.uffd);
         let raw = space.uffd.raw();
         let id = space.id;
         self.spaces.write().unwrap_or_else(PoisonError::into_inner).insert(id, space);
+        self.guard_tags();
         watch(&self.epolls[id as usize % self.workers], raw, id);
     }
 
-    /// Has the guard hold the descriptor of a space, in case we end before our programs do.
-    pub fn guard_space(&self, id: u64, uffd: &Uffd) {
-        self.guard.add_space(id, uffd.fd());
+    /// Tells the guard where our spaces have their tags, in case we end before our programs do.
+    fn guard_tags(&self) {
+        self.guard.set_tags(|| self.spaces().iter().map(|space| space.tag).collect());
+    }
+
+    /// What the tags of our spaces have in common.
+    pub fn mark(&self) -> Mark {
+        self.guard.mark()
+    }
+
+    /// Whether a process is the guard.
+    pub fn is_guard(&self, pid: i32) -> bool {
+        pid == self.guard.pid()
     }
 
     /// Tells the guard which processes are in our care.
@@ -410,7 +421,8 @@ impl Shared {
             let mut inner = space.lock();
             inner.dead = true;
             self.store.destroy_pool(inner.pool);
-            self.guard.drop_space(id);
+            // A fork that was followed meanwhile has its space now, with the same tag.
+            self.guard_tags();
         }
     }
 

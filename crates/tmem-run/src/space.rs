@@ -13,7 +13,6 @@
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::fs::File;
 use std::ops::Range;
-use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicI32, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -30,15 +29,19 @@ use crate::ptrace;
 use crate::queue::Run;
 use crate::shared::{BATCH_PAGES, Shared};
 use crate::streams::Streams;
-use crate::sys::{self, Errno, Filled, PAGE, Region, Uffd, feature};
+use crate::sys::{Errno, Filled, PAGE, Uffd, feature};
+use crate::tag::Tag;
 use crate::workers;
 
 /// An address space under management.
 pub struct Space {
     /// Our number for it.
     pub id: u64,
-    /// Contents of the tag page: our number.
+    /// What its tag page says, and that page.
+    name: Tag,
     tag_page: Box<[u8; PAGE as usize]>,
+    /// Address of that; the same as [`Inner::tag`], to be seen without the lock.
+    pub tag: u64,
     /// Serves its faults.
     pub uffd: Uffd,
     /// Where its pages are stored; the same as [`Inner::pool`], to be seen without the lock.
@@ -183,16 +186,18 @@ impl Space {
         let mut inner = Inner::new(pool);
         inner.tag = map_tag(agent)?;
         uffd.register(inner.tag, PAGE).map_err(|e| InjectError::Ours("registering", e))?;
-        Ok((Space::new(shared.next_id(), uffd, inner), number))
+        Ok((Space::new(shared, uffd, inner), number))
     }
 
     /// A space of which this much is known, its process still to be found.
-    pub fn new(id: u64, uffd: Uffd, inner: Inner) -> Arc<Space> {
-        let mut tag_page = Box::new([0; PAGE as usize]);
-        tag_page[..8].copy_from_slice(&id.to_le_bytes());
+    pub fn new(shared: &Shared, uffd: Uffd, inner: Inner) -> Arc<Space> {
+        let id = shared.next_id();
+        let name = Tag { mark: shared.mark(), id };
         Arc::new(Space {
             id,
-            tag_page,
+            name,
+            tag_page: name.page(),
+            tag: inner.tag,
             uffd,
             pool: inner.pool,
             pid: AtomicI32::new(0),
@@ -268,23 +273,16 @@ impl Space {
 
     /// Whether this space is the one that process `pid` lives in; `None` if that cannot be told just now.
     pub fn is_of(&self, pid: i32) -> Option<bool> {
-        let tag = {
-            let inner = self.lock();
-            match self.probe(&inner) {
-                Probe::Quiet => inner.tag,
-                Probe::Changing => return None,
-                Probe::Dead => return Some(false),
-            }
-        };
-        let Ok(pagemap) = File::open(format!("/proc/{pid}/pagemap")) else { return Some(false) };
-        let mut region = [Region::default()];
-        let Ok((1, _)) = sys::scan_present(pagemap.as_fd(), tag, tag + PAGE, &mut region) else { return Some(false) };
-        let mut id = [0_u8; 8];
-        Some(sys::read_memory(pid, tag, &mut id).is_ok() && u64::from_le_bytes(id) == self.id)
+        let probe = self.probe(&self.lock());
+        match probe {
+            Probe::Quiet => Some(Tag::of(pid, self.tag) == Some(self.name)),
+            Probe::Changing => None,
+            Probe::Dead => Some(false),
+        }
     }
 
     /// Asks the kernel whether an event is under way: a COPY to the tag page says so. The first that succeeds also
-    /// puts our number there, by which [`Space::is_of`] knows the address space.
+    /// puts its tag there, by which [`Space::is_of`] knows the address space.
     pub fn probe(&self, inner: &Inner) -> Probe {
         match self.uffd.copy(inner.tag, &self.tag_page[..]) {
             Filled::Changing(_) => Probe::Changing,

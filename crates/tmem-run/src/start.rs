@@ -130,11 +130,11 @@ trait SpawnUnwaited {
 
 impl SpawnUnwaited for Command {
     fn spawn_unwaited(&mut self, guard: &Guard) -> std::io::Result<i32> {
-        let introduction = guard.introduction()?;
+        let introduction = guard.introduction();
         // SAFETY: the closure only makes system calls, as is allowed between fork and exec.
         let child = unsafe {
             self.pre_exec(move || {
-                introduction.give().map_err(|e| std::io::Error::from_raw_os_error(e.0))?;
+                introduction.give();
                 Signals::unblock_all();
                 Ok(())
             })

@@ -493,6 +493,11 @@ impl Supervisor {
             if libc::WIFSTOPPED(status) && ptrace::let_go(pid, status) {
                 continue;
             }
+            if self.shared.is_guard(pid) && !libc::WIFSTOPPED(status) {
+                // Without it our end could give a program wrong data: it comes now, while we can still kill.
+                self.tree.processes.keys().for_each(|&pid| _ = sys::kill(pid, libc::SIGKILL));
+                self.shared.fail_stop_all("the guard process is gone");
+            }
             if pid != self.main || !self.main_is_ours {
                 continue;
             }

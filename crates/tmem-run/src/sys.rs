@@ -105,6 +105,9 @@ pub enum Filled {
     NoMemory,
 }
 
+/// An address at which nothing is mapped: the lowest are kept free.
+const NOTHING: u64 = PAGE;
+
 /// Messages that one [`Uffd::read`] may give.
 pub const MESSAGES_MAX: usize = 8;
 
@@ -163,9 +166,15 @@ impl Uffd {
     /// Asks whether the mapping at `address` is registered here, without changing anything: a COPY from where
     /// nothing is mapped gets as far as finding that out.
     pub fn is_registered(&self, address: u64) -> bool {
-        const NOTHING: u64 = PAGE;
         let outcome = self.ioctl(UFFDIO_COPY, &mut [address, NOTHING, PAGE, 0, 0]);
         matches!(outcome, Err(Errno(libc::EFAULT | libc::EEXIST)))
+    }
+
+    /// Whether the address space does not exist any more. Changes nothing: a COPY from where nothing is mapped gets as far as
+    /// finding that out.
+    pub fn is_dead(&self) -> bool {
+        const ANYWHERE: u64 = 1 << 32;
+        self.ioctl(UFFDIO_COPY, &mut [ANYWHERE, NOTHING, PAGE, 0, 0]) == Err(Errno(libc::ESRCH))
     }
 
     /// Maps the zero page over a range and wakes who waits there.
@@ -363,6 +372,37 @@ pub fn adopt(fd: RawFd) -> OwnedFd {
     unsafe { OwnedFd::from_raw_fd(fd) }
 }
 
+/// Waits until a descriptor is readable: a pidfd is when its process has ended.
+pub fn wait_readable(fd: &OwnedFd) {
+    let mut poll = libc::pollfd { fd: fd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+    // SAFETY: `poll` is one local entry, as the count says.
+    while unsafe { libc::poll(&mut poll, 1, -1) } != 1 {}
+}
+
+/// Memory that this process will share with its children, for ever, of zeros.
+///
+/// # Safety
+/// All zeros must be a valid `T`, and it must be made for being changed by several threads at once.
+pub unsafe fn share_zeros<T: Sync>() -> Result<&'static T, Errno> {
+    let (prot, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED | libc::MAP_ANONYMOUS);
+    // SAFETY: a new mapping, of no file.
+    let at = unsafe { libc::mmap(std::ptr::null_mut(), size_of::<T>(), prot, flags, -1, 0) };
+    if at == libc::MAP_FAILED {
+        return Err(Errno::last());
+    }
+    // SAFETY: as large as a `T`, aligned to a page, never unmapped; the caller answers for the rest.
+    Ok(unsafe { &*at.cast::<T>() })
+}
+
+/// Forks a child that has this process's descriptor table: not a copy, but the same one. Call it while the process has one thread
+/// only. Gives 0 in the child.
+pub fn fork_sharing_files() -> Result<i32, Errno> {
+    // SAFETY: without CLONE_VM and with no stack given this is fork(2), and the process has a single thread, so the child may go on
+    // as any program would.
+    let pid = check(unsafe { libc::syscall(libc::SYS_clone, libc::CLONE_FILES | libc::SIGCHLD, 0, 0, 0, 0) })?;
+    Ok(pid as i32)
+}
+
 /// True if both processes run in one address space (vfork, CLONE_VM).
 pub fn same_address_space(a: i32, b: i32) -> bool {
     const KCMP_VM: i32 = 1;
@@ -476,14 +516,4 @@ pub fn connect_abstract(name: &[u8]) -> Result<UnixStream, Errno> {
     let r = unsafe { libc::connect(socket.as_raw_fd(), (&raw const address).cast(), bytes as libc::socklen_t) };
     check(r.into())?;
     Ok(socket.into())
-}
-
-/// A connected pair of packet sockets.
-pub fn packet_pair() -> Result<(OwnedFd, OwnedFd), Errno> {
-    let mut fds = [0_i32; 2];
-    // SAFETY: `fds` has room for the two descriptors.
-    let r = unsafe { libc::socketpair(libc::AF_UNIX, libc::SOCK_SEQPACKET | libc::SOCK_CLOEXEC, 0, fds.as_mut_ptr()) };
-    check(r.into())?;
-    // SAFETY: the kernel just gave us both descriptors.
-    Ok(unsafe { (OwnedFd::from_raw_fd(fds[0]), OwnedFd::from_raw_fd(fds[1])) })
 }

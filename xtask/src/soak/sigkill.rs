@@ -58,11 +58,12 @@ struct Program {
 
 /// Memory that does not compress at all: three rounds out of four.
 const NOISE: Program = Program { name: "noise", args: &["128", "1000"] };
-/// The fourth goes to those that fork: all of whom live on, none of whom does, with orphans of another user.
-const FORKING: [Program; 3] = [
+/// The fourth goes to those that fork: all of whom live on, none of whom does, with orphans of another user, with new orphans all the time.
+const FORKING: [Program; 4] = [
     Program { name: "fork_tree", args: &["96", "1000"] },
     Program { name: "process_churn", args: &["128", "100000"] },
     Program { name: "daemon", args: &["128", "100000"] },
+    Program { name: "orphans", args: &["128", "1000000"] },
 ];
 
 impl Outcome {
