@@ -48,6 +48,18 @@ impl Case {
 }
 
 #[test]
+fn a_cycle_over_twice_the_budget_compresses_each_page_about_once() {
+    let (mib, rounds) = (128, 10);
+    let case = Case { name: "cycle", args: [mib, rounds], ram_mib: u64::from(mib / 2), linking: Linking::Dynamic };
+    let Some(managed) = case.outcome() else { return };
+    let pages = u64::from(mib) * MIB / 4096;
+    let compressed = managed.figure("pages_evicted") - managed.figure("swapcache_hits");
+    say(&format!("cycle: {} evictions of {pages} pages, {compressed} compressed", managed.figure("pages_evicted")));
+    // One in a hundred changes in each round.
+    assert!(compressed < pages * 3 / 2, "{compressed} of {pages} pages compressed");
+}
+
+#[test]
 fn what_is_cold_for_long_is_packed_again() {
     let case = Case { name: "cold", args: [96, 1], ram_mib: 56, linking: Linking::Dynamic };
     let Some(managed) = case.outcome() else { return };

@@ -17,6 +17,9 @@ use crate::sys::{Filled, PAGE};
 /// Greatest window while memory is over the high mark.
 const WINDOW_TIGHT: u64 = 32;
 
+/// Pages that come back in so large a window belong to a long stream.
+const STREAM_PAGES_MIN: u64 = WINDOW_TIGHT;
+
 /// Memory that a fault-serving thread works with; allocated once.
 pub struct Scratch {
     buffer: Box<[u8]>,
@@ -279,7 +282,7 @@ impl Space {
         }
         for (page, contents) in (first..).zip(contents) {
             let meta = inner.pages.get(page);
-            let keeps = shared.keeps_copy(page, inner.key(page));
+            let keeps = shared.keeps_copy(page, inner.key(page), pages >= STREAM_PAGES_MIN);
             if keeps {
                 inner.kept.insert(page, shared.fingerprint(contents));
             }

@@ -20,7 +20,7 @@ use crate::keeper::Keeper;
 use crate::pages::PageNumber;
 use crate::space::Space;
 use crate::spill::SpillFile;
-use crate::swapcache::Swapcache;
+use crate::swapcache::{Room, Swapcache};
 use crate::sys::{self, PAGE};
 use crate::tag::Mark;
 use crate::upkeep::Upkeep;
@@ -322,10 +322,19 @@ impl Shared {
     }
 
     /// Forgets the stored copy of a page that came home, unless it is worth its room. Says whether it is kept.
-    pub fn keeps_copy(&self, page: PageNumber, key: Key) -> bool {
+    pub fn keeps_copy(&self, page: PageNumber, key: Key, in_stream: bool) -> bool {
         let roomy = self.spill.is_roomy();
+        let room = if self.is_at_floor() {
+            Room::None
+        } else if roomy {
+            Room::Ample
+        } else if in_stream {
+            Room::Passing
+        } else {
+            Room::None
+        };
         self.store.keep_if(key, |location| match location {
-            Location::Ram { bytes } => bytes <= self.swapcache.bytes_max(page, roomy && !self.is_at_floor()),
+            Location::Ram { bytes } => bytes <= self.swapcache.bytes_max(page, room),
             Location::Spilled => roomy,
             _ => false,
         })

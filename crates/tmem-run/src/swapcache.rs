@@ -2,8 +2,8 @@
 //! written.
 //!
 //! A copy on disk takes no RAM and a very small one next to none: those are kept in any case. A larger one in RAM takes room from
-//! the pages that it saves work for, so it is kept only while that is to be had (cold pages can go to disk instead) and was of
-//! use lately: when at least half of the copies that pages had kept were still good when the pages left.
+//! the pages that it saves work for. So it is kept only where that costs little, [`Room`], and if it was of use lately: the part of
+//! the copies that pages had kept and that were still good when the pages left.
 
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
@@ -17,6 +17,17 @@ const PROBE_PAGES: u64 = 16;
 const MEMORY: u32 = 256;
 /// What `of_use` is when all copies are good.
 const ALL: u32 = 1 << 16;
+
+/// What there is for a copy that is not small.
+#[derive(Clone, Copy, Debug)]
+pub enum Room {
+    /// What it takes pushes out a page that has to come back.
+    None,
+    /// The page is one of a long stream. Such pages are not used again before all of the stream was, whatever is kept of it.
+    Passing,
+    /// Cold pages can go to disk instead.
+    Ample,
+}
 
 /// How good kept copies were lately.
 pub struct Swapcache {
@@ -37,10 +48,15 @@ impl Swapcache {
         self.of_use.store(before - before / MEMORY + now / MEMORY, Relaxed);
     }
 
-    /// How large a copy of the page with this number may be that stays in RAM, if there is room to be had or not.
-    pub fn bytes_max(&self, page: u64, roomy: bool) -> u32 {
-        let is_of_use = || self.of_use.load(Relaxed) >= ALL / 2 || page.is_multiple_of(PROBE_PAGES);
-        if roomy && is_of_use() { LARGE_BYTES } else { SMALL_BYTES }
+    /// How large a copy of the page with this number may be that stays in RAM.
+    pub fn bytes_max(&self, page: u64, room: Room) -> u32 {
+        let is_of_use = |needed| self.of_use.load(Relaxed) >= needed || page.is_multiple_of(PROBE_PAGES);
+        let large = match room {
+            Room::Ample => is_of_use(ALL / 2),
+            Room::Passing => is_of_use(ALL / 8 * 7),
+            Room::None => false,
+        };
+        if large { LARGE_BYTES } else { SMALL_BYTES }
     }
 }
 
@@ -51,9 +67,9 @@ mod tests {
     #[test]
     fn copies_are_kept_while_they_are_of_use() {
         let cache = Swapcache::new();
-        let bytes_max = |page| cache.bytes_max(page, true);
+        let bytes_max = |page| cache.bytes_max(page, Room::Ample);
         let note = |times, good| (0..times).for_each(|_| cache.note(good));
-        assert_eq!((bytes_max(1), cache.bytes_max(1, false)), (LARGE_BYTES, SMALL_BYTES));
+        assert_eq!((bytes_max(1), cache.bytes_max(1, Room::None)), (LARGE_BYTES, SMALL_BYTES));
         note(100, false);
         assert_eq!(bytes_max(1), LARGE_BYTES, "a few say nothing");
         note(10_000, false);
@@ -63,6 +79,9 @@ mod tests {
         note(100_000, true);
         note(100, false);
         assert_eq!(bytes_max(1), LARGE_BYTES);
+        (0..1000).for_each(|i| cache.note(i % 4 != 0));
+        let passing = |page| cache.bytes_max(page, Room::Passing);
+        assert_eq!((bytes_max(1), passing(1), passing(16)), (LARGE_BYTES, SMALL_BYTES, LARGE_BYTES));
         for i in 0..10_000 {
             cache.note(i % 3 == 0);
         }
