@@ -58,9 +58,12 @@ pub enum ErrorKind {
         /// The smallest that works.
         min: u64,
     },
-    /// The store has a spill file already.
-    #[error("the store spills to another place already")]
-    SpillsAlready,
+    /// The store has as many spill files as it may.
+    #[error("the store spills to {max} places already, and that is the most")]
+    TooManyTiers {
+        /// Spill files that a store may have.
+        max: usize,
+    },
     /// The budget does not even hold the store's own tables.
     #[error("a budget of {budget} bytes is too small: the store needs at least {min} bytes")]
     BudgetTooSmall {

@@ -1,5 +1,7 @@
 //! What a store says about itself.
 
+use std::iter::Sum;
+
 /// Figures of a store at one moment. Counters run from the store's creation.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
@@ -60,11 +62,11 @@ pub struct Stats {
     pub moved_bytes: u64,
     /// Pages that were found damaged.
     pub corrupt: u64,
-    /// The spill file; all zero if there is none.
+    /// The spill files, taken together; all zero if there is none.
     pub spill: SpillStats,
 }
 
-/// Figures of the spill file. Counters run from its opening.
+/// Figures of a spill file, or of all. Counters run from its opening.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct SpillStats {
@@ -104,6 +106,34 @@ pub struct SpillStats {
     pub cleaned: u64,
     /// Zpages that cleaning moved.
     pub moved: u64,
+    /// Zpages that went on to the next file.
+    pub demoted: u64,
+}
+
+impl Sum for SpillStats {
+    fn sum<I: Iterator<Item = Self>>(files: I) -> Self {
+        files.fold(Self::default(), |all, file| Self {
+            zpages: all.zpages + file.zpages,
+            live_bytes: all.live_bytes + file.live_bytes,
+            file_bytes: all.file_bytes + file.file_bytes,
+            bytes_max: all.bytes_max + file.bytes_max,
+            spilled: all.spilled + file.spilled,
+            fetched: all.fetched + file.fetched,
+            promoted: all.promoted + file.promoted,
+            writes: all.writes + file.writes,
+            written_bytes: all.written_bytes + file.written_bytes,
+            write_failures: all.write_failures + file.write_failures,
+            read_failures: all.read_failures + file.read_failures,
+            damaged: all.damaged + file.damaged,
+            lost_races: all.lost_races + file.lost_races,
+            full: all.full + file.full,
+            discards: all.discards + file.discards,
+            discard_failures: all.discard_failures + file.discard_failures,
+            cleaned: all.cleaned + file.cleaned,
+            moved: all.moved + file.moved,
+            demoted: all.demoted + file.demoted,
+        })
+    }
 }
 
 /// Figures of one pool.

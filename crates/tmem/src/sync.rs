@@ -24,8 +24,13 @@ pub(crate) enum Rank {
     Walk,
     /// A context for packing: held by a put until its page is stored, and so while it makes room.
     Packer,
-    /// The writer of the spill file, held while a batch is gathered, written and committed.
+    /// The writer of the first spill file, held while a batch is gathered, written and committed, or its file is emptied into
+    /// the next one.
     Writer,
+    /// Those of the files behind it.
+    Writer1,
+    Writer2,
+    Writer3,
     /// A buffer for reading from the spill file.
     Fetcher,
     /// A shard of the index.
@@ -42,6 +47,11 @@ pub(crate) enum Rank {
     Books,
 }
 
+impl Rank {
+    /// Of the writers, by the numbers of their files.
+    pub(crate) const WRITERS: [Rank; 4] = [Rank::Writer, Rank::Writer1, Rank::Writer2, Rank::Writer3];
+}
+
 #[derive(Debug)]
 pub(crate) struct Mutex<T> {
     base: base::Mutex<T>,
@@ -51,6 +61,11 @@ pub(crate) struct Mutex<T> {
 impl<T> Mutex<T> {
     pub(crate) fn new(rank: Rank, value: T) -> Self {
         Self { base: base::Mutex::new(value), place: Place::new(rank) }
+    }
+
+    /// Gives it another rank, before anybody locks it.
+    pub(crate) fn set_rank(&mut self, rank: Rank) {
+        self.place = Place::new(rank);
     }
 }
 

@@ -3,7 +3,7 @@
 //! `RUSTFLAGS="--cfg loom" cargo test --release -p tmem --test loom`
 #![cfg(loom)]
 
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use loom::sync::{Arc, Mutex};
@@ -388,6 +388,17 @@ fn spilled(full: bool) -> (Arc<Store>, PoolId) {
     (store, pool)
 }
 
+/// Two pages in the first of two files, from where they do not come back to RAM.
+fn spilled_to_the_first_of_two() -> (Arc<Store>, PoolId) {
+    let (store, pool) = full(PoolKind::Persistent);
+    for _ in 0..2 {
+        store.add_spill(Spill::new(MemoryTier::new(), 4 * (64 << 10)).plain().flushed_after_gets()).unwrap();
+    }
+    store.reclaim(2, None);
+    assert_eq!(store.spill_stats()[0].zpages, 2);
+    (store, pool)
+}
+
 /// Pages that are stored, wherever.
 fn zpages(store: &Store) -> u64 {
     let stats = store.stats();
@@ -482,6 +493,44 @@ fn a_clone_during_a_spill_has_the_page() {
         assert!(store.get(Key::new(clone, 0, 0), &mut out).unwrap() && out == noise(0));
         assert_eq!(zpages(&store), 2);
         store.destroy_pool(clone);
+        assert_eq!(zpages(&store), 1);
+    });
+}
+
+/// What goes on to another file is replaced, flushed and read meanwhile.
+#[test]
+fn what_changes_while_it_goes_on_to_the_next_file_stays_changed() {
+    let went_on = std::sync::Arc::new(AtomicBool::new(false));
+    let seen = std::sync::Arc::clone(&went_on);
+    check_with(PREEMPTIONS, move || {
+        let (store, pool) = spilled_to_the_first_of_two();
+        let mover = {
+            let store = store.clone();
+            spawn(move || store.demote_oldest())
+        };
+        store.put(Key::new(pool, 0, 0), &noise(9)).unwrap();
+        let mut out = [0; PAGE_SIZE];
+        assert!(store.get(Key::new(pool, 0, 1), &mut out).unwrap() && out == noise(1));
+        mover.join().unwrap();
+        assert!(store.get(Key::new(pool, 0, 0), &mut out).unwrap() && out == noise(9));
+        assert!(store.get(Key::new(pool, 0, 1), &mut out).unwrap() && out == noise(1));
+        assert_eq!(zpages(&store), 2);
+        seen.fetch_or(store.spill_stats()[1].zpages > 0, Relaxed);
+    });
+    assert!(went_on.load(Relaxed), "nothing ever went on");
+}
+
+#[test]
+fn what_is_flushed_while_it_goes_on_to_the_next_file_is_gone() {
+    check_with(PREEMPTIONS, || {
+        let (store, pool) = spilled_to_the_first_of_two();
+        let mover = {
+            let store = store.clone();
+            spawn(move || store.demote_oldest())
+        };
+        assert!(store.flush_page(Key::new(pool, 0, 0)));
+        mover.join().unwrap();
+        assert!(!store.contains(Key::new(pool, 0, 0)));
         assert_eq!(zpages(&store), 1);
     });
 }

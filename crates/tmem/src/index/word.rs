@@ -129,7 +129,7 @@ mod tests {
     fn words_and_owners_survive_packing() {
         for place in [
             Place::Ram(Handle::untagged(8 << 40)),
-            Place::Spilled(Extent::new(31 << 40, 30_000, Encoding::Zstd)),
+            Place::Spilled(Extent::new(3, 7 << 40, 30_000, Encoding::Zstd)),
             Place::Fill(77),
             Place::Shared(u32::MAX),
             Place::Member { row: u32::MAX, position: 5 },

@@ -16,7 +16,7 @@ use crate::index::{Place, Slot, Word};
 use crate::key::Key;
 use crate::page::{Page, fill, payload_check};
 use crate::sync::{read, write};
-use crate::tier::{Extent, Pin, ReadFailure, SpillFile};
+use crate::tier::{Extent, Pin, ReadFailure};
 
 /// A spilled page comes back to RAM when more than this part of the budget is free: what comes back must not push others out.
 const PROMOTION_PART: u64 = 16;
@@ -47,7 +47,7 @@ pub enum Location {
         /// Bytes of its packed form.
         bytes: u32,
     },
-    /// In the spill file.
+    /// In a spill file.
     Spilled,
 }
 
@@ -84,17 +84,24 @@ impl Store {
             found += 1;
         }
         if !wanted.is_empty() {
-            wanted.sort_unstable_by_key(|wanted| wanted.fetch.extent.offset());
+            let file_of = |wanted: &Wanted<'_>| wanted.fetch.extent.file();
+            wanted.sort_unstable_by_key(|wanted| (file_of(wanted), wanted.fetch.extent.offset()));
             let place = |wanted: &Wanted<'_>| (wanted.fetch.extent, wanted.fetch.pin.fill);
-            self.spill_file().read_many(&wanted, place, |Wanted { at, fetch, slot }, payload| {
-                let done =
-                    self.take(fetch, payload, &mut out[*at], |payload| self.promote(fetch.extent, *slot, payload));
-                if let Err(error) = done
-                    && *at < found
-                {
-                    (found, failure) = (*at, Some(error));
-                }
-            });
+            for wanted in wanted.chunk_by(|one, next| file_of(one) == file_of(next)) {
+                self.tiers.of(wanted[0].fetch.extent).read_many(
+                    wanted,
+                    place,
+                    |Wanted { at, fetch, slot }, payload| {
+                        let promote = |payload: &[u8]| self.promote(fetch.extent, *slot, payload);
+                        let done = self.take(fetch, payload, &mut out[*at], promote);
+                        if let Err(error) = done
+                            && *at < found
+                        {
+                            (found, failure) = (*at, Some(error));
+                        }
+                    },
+                );
+            }
         }
         (0..found).for_each(|_| self.gets.add(true));
         match failure {
@@ -135,11 +142,6 @@ impl Store {
         }
     }
 
-    /// The spill file of a store in which something is spilled.
-    pub(super) fn spill_file(&self) -> &SpillFile {
-        self.spill.get().expect("words name spilled zpages only where there is a spill file")
-    }
-
     /// Expands what a word names, or says what has to be fetched for that, after all locks were let go of. The caller holds
     /// the lock of the word.
     pub(super) fn expand_word(&self, word: Word, used: bool, out: &mut Page) -> Result<Option<Fetch<'_>>, Error> {
@@ -173,7 +175,7 @@ impl Store {
                 self.zpages.read(handle, used, |zpage| self.expand_zpage(&zpage, position, out)).map(|()| None)
             }
             Place::Spilled(extent) => {
-                let pin = self.spill_file().pin(extent);
+                let pin = self.tiers.of(extent).pin(extent);
                 Ok(Some(Fetch { extent, position, pin }))
             }
             place => unreachable!("{place:?} is no place of a zpage"),
@@ -200,14 +202,14 @@ impl Store {
 
     /// Reads and expands a spilled page. No lock is held.
     pub(super) fn fetch(&self, fetch: &Fetch<'_>, out: &mut Page) -> Result<(), Error> {
-        self.spill_file().read(fetch.extent, &fetch.pin, |payload| self.take(fetch, payload, out, |_| ()))
+        self.tiers.of(fetch.extent).read(fetch.extent, &fetch.pin, |payload| self.take(fetch, payload, out, |_| ()))
     }
 
     /// Reads and expands a spilled page for a get and brings its zpage back to RAM if there is room. `slot` is where the word
     /// of the zpage was seen.
     pub(super) fn fetch_and_promote(&self, fetch: &Fetch<'_>, slot: Slot, out: &mut Page) -> Result<(), Error> {
         let promote = |payload: &[u8]| self.promote(fetch.extent, slot, payload);
-        self.spill_file().read(fetch.extent, &fetch.pin, |payload| self.take(fetch, payload, out, promote))
+        self.tiers.of(fetch.extent).read(fetch.extent, &fetch.pin, |payload| self.take(fetch, payload, out, promote))
     }
 
     /// Expands what was read, if it could be, and shows the payload to `then`.
@@ -234,14 +236,15 @@ impl Store {
     /// pinned.
     fn promote(&self, extent: Extent, slot: Slot, payload: &[u8]) {
         let room = self.budget.limit() / PROMOTION_PART + payload.len() as u64;
-        if !self.spill_file().promotes(extent) || !self.budget.has_room(room, Purpose::Admit) {
+        let file = self.tiers.of(extent);
+        if !file.promotes(extent) || !self.budget.has_room(room, Purpose::Admit) {
             return;
         }
         let encoding = extent.encoding;
         let zpage = NewZpage { encoding, check: payload_check(payload), owner: slot.into(), payload };
         let store = || self.zpages.store(Class::Persistent, Queue::Main, &zpage, Purpose::Admit).ok().map(Word::ram);
         if self.replace_zpage(slot, Word::spilled(extent), store) {
-            self.spill_file().count_promoted();
+            file.count_promoted();
         }
     }
 

@@ -35,7 +35,7 @@ use crate::shared::SharedTable;
 use crate::stats::{PoolStats, Put, Reclaim, Stats};
 use crate::sync::{Mutex, Rank, read, write};
 use crate::threads::GetCounters;
-use crate::tier::SpillFile;
+use crate::tier::{SpillFile, Tiers};
 
 /// The smallest budget: contexts, tables, and a few frames to move pages through.
 const BUDGET_BYTES_MIN: u64 = 1 << 20;
@@ -101,7 +101,7 @@ pub struct Store {
     /// Where recompression is.
     walk: Mutex<groups::Walk>,
     /// Where persistent pages go that RAM has no room for.
-    spill: OnceLock<SpillFile>,
+    tiers: Tiers,
 }
 
 impl std::fmt::Debug for Store {
@@ -143,8 +143,10 @@ impl Store {
         let zpages = Zpages::new(config.allocator, &budget, &clock, parts, wanted / parts, RESERVE_BYTES_LEAST)?;
         let shards = Shards::new(config.shards.clamp(1, SHARDS_MAX).next_power_of_two());
         budget.charge((size_of::<Self>() + shards.fixed_bytes()) as u64);
+        let contexts = Contexts::new(config.codec, config.threads);
         Ok(Self {
-            contexts: Contexts::new(config.codec, config.threads),
+            tiers: Tiers::new(contexts.threads()),
+            contexts,
             zpages,
             budget,
             shards,
@@ -157,7 +159,6 @@ impl Store {
             events: Events::default(),
             clean_level: AtomicU64::new(reclaim::LEVEL_MIN),
             walk: Mutex::new(Rank::Walk, groups::Walk::default()),
-            spill: OnceLock::new(),
         })
     }
 
@@ -433,7 +434,7 @@ impl Store {
             moves: self.events.moves.load(Relaxed),
             moved_bytes: self.events.moved_bytes.load(Relaxed),
             corrupt: self.events.corrupt.load(Relaxed),
-            spill: self.spill.get().map(SpillFile::stats).unwrap_or_default(),
+            spill: self.tiers.iter().map(SpillFile::stats).sum(),
             ..Stats::default()
         };
         for number in self.shards.numbers() {

@@ -25,13 +25,13 @@ use crate::tier::Spill;
 pub struct OpenOptions {
     config: Config,
     key: Option<[u8; 32]>,
-    spill: Option<Spill>,
+    spills: Vec<Spill>,
 }
 
 impl std::fmt::Debug for OpenOptions {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { config, key: _, spill } = self;
-        f.debug_struct("OpenOptions").field("config", config).field("spill", spill).finish_non_exhaustive()
+        let Self { config, key: _, spills } = self;
+        f.debug_struct("OpenOptions").field("config", config).field("spills", spills).finish_non_exhaustive()
     }
 }
 
@@ -39,7 +39,7 @@ impl OpenOptions {
     /// Opens as a store that is set up so. Budget, codec, allocator and all else may be other ones than when it was saved.
     #[must_use]
     pub fn new(config: Config) -> Self {
-        Self { config, key: None, spill: None }
+        Self { config, key: None, spills: Vec::new() }
     }
 
     /// With the key of an [encrypted](Store::save_encrypted) one. One that is not encrypted does not open with a key.
@@ -49,10 +49,10 @@ impl OpenOptions {
         self
     }
 
-    /// With a spill file, for what does not fit into the budget: see [`Store::add_spill`].
+    /// With a spill file, or one more, for what does not fit into the budget: see [`Store::add_spill`].
     #[must_use]
     pub fn spill(mut self, spill: Spill) -> Self {
-        self.spill = Some(spill);
+        self.spills.push(spill);
         self
     }
 
@@ -72,7 +72,7 @@ impl OpenOptions {
     pub fn read_from(self, from: &mut dyn Read) -> Result<Store, Error> {
         let mut reader = BlockReader::new(from, self.key.as_ref())?;
         let store = Store::new(self.config)?;
-        if let Some(spill) = self.spill {
+        for spill in self.spills {
             store.add_spill(spill)?;
         }
         let buffer_bytes = reader.memory_bytes();

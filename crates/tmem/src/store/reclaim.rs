@@ -88,7 +88,9 @@ pub(super) struct Pass<'a> {
     protected: u64,
     /// Persistent pages can be spilled, as far as is known.
     pub(super) spills: bool,
-    /// Held while pages are gathered for the spill file.
+    /// The spill file they go to: those before it take nothing more.
+    pub(super) tier: usize,
+    /// Its writer, held while pages are gathered for it.
     pub(super) writer: Option<MutexGuard<'a, Writer>>,
     pub(super) report: Reclaim,
 }
@@ -135,7 +137,7 @@ impl Store {
 
     fn tidy(&self, waste_part: u64, urgent: bool) -> Maintenance {
         let before = self.zpages.usage().frame_bytes;
-        let cleaned = self.tend_spill_file();
+        let cleaned = self.tend_spill_files();
         let moved = self.compact(waste_part, STEP_FRAMES_MAX);
         self.zpages.give_back(urgent);
         let usage = self.zpages.usage();
@@ -276,8 +278,9 @@ impl Store {
 
 impl<'a> Pass<'a> {
     fn new(store: &'a Store, write_back: Option<&'a dyn WriteBack>, keeps: bool) -> Self {
-        let (spills, report) = (store.spill.get().is_some(), Reclaim::default());
-        let mut pass = Self { store, write_back, keeps, before: (0, 0), protected: 0, spills, writer: None, report };
+        let (spills, report) = (!store.tiers.is_empty(), Reclaim::default());
+        let mut pass =
+            Self { store, write_back, keeps, before: (0, 0), protected: 0, spills, tier: 0, writer: None, report };
         pass.before = (pass.frames_taken_back(), store.budget.moved());
         pass
     }
@@ -329,7 +332,7 @@ impl<'a> Pass<'a> {
         let [ephemeral, persistent] = [Class::Ephemeral, Class::Persistent].map(|class| self.store.queue_bytes(class));
         match (ephemeral.iter().sum(), persistent.iter().sum()) {
             (0_u64, 0_u64) => Short::Empty,
-            (0, _) if self.write_back.is_none() && self.store.spill.get().is_none() => Short::Persistent,
+            (0, _) if self.write_back.is_none() && self.store.tiers.is_empty() => Short::Persistent,
             (0, _) if self.write_back.is_none() && !self.spills => Short::Spill,
             _ if self.report.declined > 0 => Short::Declined,
             _ => Short::Pinned,

@@ -175,7 +175,7 @@ impl Store {
         match zpage.place() {
             Place::Ram(handle) => self.zpages.read(handle, false, |zpage| Ok(write(examine(&zpage)?, zpage.payload))),
             Place::Spilled(extent) => {
-                let file = self.spill_file();
+                let file = self.tiers.of(extent);
                 let pin = file.pin(extent);
                 file.read(extent, &pin, |payload| Ok(write(extent.encoding, payload?)))
             }

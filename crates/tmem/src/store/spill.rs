@@ -8,21 +8,25 @@
 //! Cleaning is the same with records in place of zpages in RAM: a segment that is mostly dead is read from end to end, and what
 //! its words still name is written again somewhere else. Which word that is, each record says itself; words that were given
 //! other keys since then are looked for in the whole index, when they have become many.
+//!
+//! Of several files, the first is the fastest. What leaves RAM goes there; when it is nearly full, what lives in the segment that
+//! was begun the longest time ago goes on to the next file in the same way. A file that fails is passed over.
 
 use super::Store;
 use super::reclaim::Pass;
 use crate::alloc::{Allocator, Handle, Owner, Tenant, Zpage};
-use crate::error::{Error, ErrorKind};
+use crate::error::Error;
 use crate::index::{LEAF_SLOTS, Place, Slot, Word};
 use crate::page::payload_check;
+use crate::stats::SpillStats;
 use crate::sync::read;
-use crate::tier::{Extent, Head, Refusal, Spill, SpillFile, Writer, Written};
+use crate::tier::{Extent, Head, Pin, Refusal, Spill, SpillFile, Writer, Written};
 
 /// The file is cleaned when more than this part of what is alive is dead.
 const DEAD_PART: u64 = 4;
 /// The same when the file is full.
 const DEAD_PART_FULL: u64 = 32;
-/// Segments that a call of the shrinker cleans at most when the file is full.
+/// Segments that a call of the shrinker cleans or empties at most when the file is full.
 const CLEANINGS_MAX: u32 = 4;
 
 /// The zpages of a leaf that may leave RAM, by their slots.
@@ -41,18 +45,24 @@ enum Gathered {
 
 impl Store {
     /// From now on persistent pages for which there is no room in RAM go to a file, the coldest first, packed as they are. What
-    /// is read comes back to RAM if there is room. May be called at any time, but only once.
+    /// is read comes back to RAM if there is room. May be called at any time.
     ///
-    /// When the file is full or fails, pages stay in RAM, and puts are refused when that is full, too.
+    /// Up to four files may be added, in order of speed. Only the first takes what leaves RAM, as long as it works; when it is
+    /// nearly full, what has been there the longest goes on to the second, and so on. When all are full or fail, pages stay in
+    /// RAM, and puts are refused when that is full, too.
     ///
     /// # Errors
-    /// When there is a file already, when the limit is below 4 MiB, or when the system gives no random numbers for a key.
+    /// When there are four files already, when the limit is below 4 MiB, or when the system gives no random numbers for a key.
     pub fn add_spill(&self, spill: Spill) -> Result<(), Error> {
-        let file = SpillFile::new(spill, self.contexts.threads(), &self.budget)?;
-        let bytes = file.fixed_bytes();
-        self.spill.set(file).map_err(|_| ErrorKind::SpillsAlready)?;
-        self.budget.charge(bytes);
+        let file = self.tiers.add(spill, &self.budget)?;
+        self.budget.charge(file.fixed_bytes());
         Ok(())
+    }
+
+    /// Figures of each spill file, in the order in which they were added.
+    #[must_use]
+    pub fn spill_stats(&self) -> Vec<SpillStats> {
+        self.tiers.iter().map(SpillFile::stats).collect()
     }
 
     /// Shows the place of a zpage whose header names this owner, and the word that stands there, under its lock.
@@ -133,18 +143,55 @@ impl Store {
         })
     }
 
-    /// Background work on the file: gives the space of dead segments back and cleans one that is mostly dead. Says whether
-    /// there may be more to do. If somebody else is at the file, that can wait.
-    pub(super) fn tend_spill_file(&self) -> bool {
-        let Some(file) = self.spill.get().filter(|file| file.wants_tending(DEAD_PART)) else {
+    /// Background work on the files: gives the space of dead segments back, cleans one that is mostly dead, and moves one on from
+    /// a file that is nearly full. Says whether there may be more to do. If somebody else is at a file, that can wait.
+    pub(super) fn tend_spill_files(&self) -> bool {
+        let tend = |file: &SpillFile| {
+            let overflows = file.is_nearly_full() && self.tiers.below(file).is_some();
+            if !overflows && !file.wants_tending(DEAD_PART) {
+                return false;
+            }
+            let Some(mut writer) = file.try_writer() else {
+                return false;
+            };
+            let cleaned = self.clean(file, &mut writer, DEAD_PART);
+            let demoted = overflows && self.demote(file, &mut writer);
+            writer.discard_idle(file);
+            cleaned || demoted
+        };
+        // All of them, each time.
+        self.tiers.iter().filter(|file| tend(file)).count() > 0
+    }
+
+    /// Makes room in a file whose batch is empty. Says whether anything changed.
+    fn make_room_in(&self, file: &SpillFile, writer: &mut Writer) -> bool {
+        self.clean(file, writer, DEAD_PART_FULL) || self.demote(file, writer)
+    }
+
+    /// Moves what lives in the oldest segment of the first file on to the second. Says whether any of it was.
+    #[cfg(loom)]
+    pub fn demote_oldest(&self) -> bool {
+        self.tiers.get(0).is_some_and(|file| self.demote(file, &mut file.writer()))
+    }
+
+    /// Moves what lives in the oldest segment of a file on to the next file. Says whether any of it was. The batch of the file
+    /// is empty and stays so.
+    fn demote(&self, file: &SpillFile, writer: &mut Writer) -> bool {
+        let Some(below) = self.tiers.below(file) else {
             return false;
         };
-        let Some(mut writer) = file.try_writer() else {
+        let mut target = below.writer();
+        if !target.has_room(below) && !self.make_room_in(below, &mut target) {
+            return false;
+        }
+        let Some((number, pin)) = writer.choose_to_demote(file) else {
             return false;
         };
-        let cleaned = self.clean(file, &mut writer, DEAD_PART);
-        writer.discard_idle(file);
-        cleaned
+        let done = self.empty_segment(file, (number, &pin), below, &mut target);
+        if !done {
+            writer.may_choose_again(file, number);
+        }
+        done
     }
 
     /// Cleans one segment if more than a part of the file is dead. Says whether it did. The batch is empty.
@@ -152,18 +199,26 @@ impl Store {
         let Some((number, pin)) = writer.choose_to_clean(file, dead_part) else {
             return self.sweep(file, writer, dead_part);
         };
+        self.empty_segment(file, (number, &pin), file, writer)
+    }
+
+    /// Moves what lives in a segment to another place in its file or to another file, whose batch is empty and whose writer this
+    /// is. The caller also is the writer of the segment's own file. Says whether all of it was moved that could be read and
+    /// found.
+    fn empty_segment(&self, file: &SpillFile, segment: (u32, &Pin<'_>), to: &SpillFile, writer: &mut Writer) -> bool {
+        let (number, pin) = segment;
         let mut works = true;
         let walked = file.walk(number, |extent, record| {
             let Some(slot) = Head::at_start(record).and_then(|head| self.name_of(extent, head.owner)) else {
                 return;
             };
-            if works && let Ok(payload) = file.open_walked(extent, &pin, record) {
-                works = self.move_record(file, writer, slot, extent, payload);
+            if works && let Ok(payload) = file.open_walked(extent, pin, record) {
+                works = self.move_record(file, slot, extent, payload, to, writer);
             }
         });
         // What could not be read stays where it is: whoever asks for it has to be told.
         drop(walked);
-        works && self.write_batch(file, writer).is_some()
+        works && self.write_batch(to, writer).is_some()
     }
 
     /// Where the word stands that names a record.
@@ -171,14 +226,26 @@ impl Store {
         self.with_zpage_of(owner, |slot, word| (word == Word::spilled(extent)).then_some(slot)).flatten()
     }
 
-    /// Puts a record that is alive into the batch again. `false` when the file takes nothing more.
-    fn move_record(&self, file: &SpillFile, writer: &mut Writer, slot: Slot, from: Extent, payload: &[u8]) -> bool {
+    /// Puts a record of `file` that is alive into the batch of the same or another file. `false` when that takes nothing more.
+    fn move_record(
+        &self,
+        file: &SpillFile,
+        slot: Slot,
+        from: Extent,
+        payload: &[u8],
+        to: &SpillFile,
+        writer: &mut Writer,
+    ) -> bool {
         let (word, zpage) = (Word::spilled(from), (from.encoding, payload));
-        let mut pushed = writer.push(file, slot.into(), word, zpage, true);
-        if pushed == Err(Refusal::Batch) && self.write_batch(file, writer).is_some() {
-            pushed = writer.push(file, slot.into(), word, zpage, true);
+        // The last free segment of a file is for its own cleaning.
+        let cleans = file.number() == to.number();
+        let mut pushed = writer.push(to, slot.into(), word, zpage, cleans);
+        if pushed == Err(Refusal::Batch) && self.write_batch(to, writer).is_some() {
+            pushed = writer.push(to, slot.into(), word, zpage, cleans);
         }
-        file.count_moved(pushed.is_ok());
+        if pushed.is_ok() {
+            file.count_moved(to);
+        }
         pushed.is_ok()
     }
 
@@ -233,7 +300,7 @@ impl Store {
     fn sweep_record(&self, file: &SpillFile, writer: &mut Writer, slot: Slot, extent: Extent) -> bool {
         let pin = file.pin_as_writer(writer, extent);
         // What cannot be read stays where it is.
-        let move_on = |payload: &[u8]| self.move_record(file, writer, slot, extent, payload);
+        let move_on = |payload: &[u8]| self.move_record(file, slot, extent, payload, file, writer);
         file.read_to_move(extent, &pin, |payload| payload.map_or(true, move_on))
     }
 }
@@ -258,9 +325,9 @@ impl Pass<'_> {
 
     fn spill_zpage(&mut self, owner: Owner, handle: Handle) -> Option<bool> {
         let store = self.store;
-        let file = store.spill.get()?;
         let mut cleanings = 0;
         loop {
+            let file = store.tiers.get(self.tier)?;
             let writer = self.writer.get_or_insert_with(|| file.writer());
             if writer.holds(Word::ram(handle)) {
                 return Some(false);
@@ -276,30 +343,32 @@ impl Pass<'_> {
                     self.report.damaged += 1;
                     return Some(false);
                 }
-                Gathered::Refused(Refusal::Full)
-                    if cleanings < CLEANINGS_MAX && store.clean(file, writer, DEAD_PART_FULL) =>
-                {
+                Gathered::Refused(Refusal::Full) if cleanings < CLEANINGS_MAX && store.make_room_in(file, writer) => {
                     cleanings += 1;
                 }
                 Gathered::Refused(Refusal::Batch) if self.write_spills().is_some() => {}
-                Gathered::Refused(_) => {
-                    self.spills = false;
-                    self.forget_spills();
-                    return None;
-                }
+                Gathered::Refused(_) => self.pass_over()?,
             }
         }
     }
 
     /// Writes what was gathered and says how many zpages went out of RAM by that. `None` when it failed.
     pub(super) fn write_spills(&mut self) -> Option<u64> {
-        let (Some(file), Some(mut writer)) = (self.store.spill.get(), self.writer.take()) else {
+        let (Some(file), Some(mut writer)) = (self.store.tiers.get(self.tier), self.writer.take()) else {
             return Some(0);
         };
         let spilled = self.store.write_batch(file, &mut writer);
         self.report.spilled += spilled.unwrap_or(0);
-        self.spills = spilled.is_some();
-        spilled
+        drop(writer);
+        spilled.or_else(|| self.pass_over().map(|()| 0))
+    }
+
+    /// Goes on with the next file, for this one takes nothing more. `None` when it was the last one.
+    fn pass_over(&mut self) -> Option<()> {
+        self.forget_spills();
+        self.tier += 1;
+        self.spills = self.store.tiers.get(self.tier).is_some();
+        self.spills.then_some(())
     }
 
     /// Leaves what was gathered where it is. Nobody waits for the writer any longer.

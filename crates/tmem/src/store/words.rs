@@ -91,7 +91,7 @@ impl Store {
         match word.place() {
             Place::Fill(_) => {}
             Place::Ram(handle) => self.zpages.free(handle),
-            Place::Spilled(extent) => self.spill_file().remove(extent),
+            Place::Spilled(extent) => self.tiers.of(extent).remove(extent),
             Place::Shared(row) | Place::Member { row, .. } => {
                 if let Some(zpage) = self.shared.remove_word(row, &self.budget) {
                     self.free_place(zpage);

@@ -13,6 +13,7 @@ pub(crate) mod record;
 mod seal;
 mod segments;
 mod spill_file;
+mod tiers;
 mod writer;
 
 use std::io;
@@ -24,6 +25,7 @@ pub(crate) use record::{Extent, Head};
 pub(crate) use seal::{Place, Seal};
 pub(crate) use segments::Pin;
 pub(crate) use spill_file::{ReadFailure, SpillFile};
+pub(crate) use tiers::Tiers;
 pub(crate) use writer::{Refusal, Writer, Written};
 
 /// Reads any bytes as a segment and shows the encoding and the payload of each record, opened or not. For the fuzzer.

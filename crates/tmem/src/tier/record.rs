@@ -24,8 +24,11 @@ const VERSION: u32 = 1;
 
 const ENCODING_BITS: u32 = 3;
 const LENGTH_BITS: u32 = 15;
-const OFFSET_BITS: u32 = 61 - LENGTH_BITS - ENCODING_BITS;
+const FILE_BITS: u32 = 2;
+const OFFSET_BITS: u32 = 61 - LENGTH_BITS - ENCODING_BITS - FILE_BITS;
 const _: () = assert!(PAYLOAD_BYTES_MAX < 1 << LENGTH_BITS);
+/// Spill files that a store may have.
+pub(crate) const FILES_MAX: usize = 1 << FILE_BITS;
 /// The largest file that can be used.
 pub(crate) const FILE_BYTES_MAX: u64 = UNIT_BYTES << OFFSET_BITS;
 
@@ -36,20 +39,21 @@ pub(crate) const fn record_bytes(payload_bytes: usize) -> usize {
 /// Where a record lies, and what it takes to read it: all that a word of the index says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Extent {
-    /// Where the record begins, in units of four bytes.
+    /// Where the record begins, in units of four bytes; above them, in which of the files.
     units: u64,
     pub(crate) payload_bytes: u16,
     pub(crate) encoding: Encoding,
 }
 
 impl Extent {
-    pub(crate) fn new(offset: u64, payload_bytes: usize, encoding: Encoding) -> Self {
+    pub(crate) fn new(file: u8, offset: u64, payload_bytes: usize, encoding: Encoding) -> Self {
         debug_assert!(offset.is_multiple_of(UNIT_BYTES) && offset < FILE_BYTES_MAX);
-        debug_assert!(payload_bytes <= PAYLOAD_BYTES_MAX);
-        Self { units: offset / UNIT_BYTES, payload_bytes: payload_bytes as u16, encoding }
+        debug_assert!(payload_bytes <= PAYLOAD_BYTES_MAX && usize::from(file) < FILES_MAX);
+        let units = (u64::from(file) << OFFSET_BITS) + offset / UNIT_BYTES;
+        Self { units, payload_bytes: payload_bytes as u16, encoding }
     }
 
-    /// The extent in 61 bits: 0-2 encoding, 3-17 payload bytes, 18-60 offset in units.
+    /// The extent in 61 bits: 0-2 encoding, 3-17 payload bytes, 18-58 offset in units, 59-60 file.
     pub(crate) fn to_bits(self) -> u64 {
         self.units << (LENGTH_BITS + ENCODING_BITS)
             | u64::from(self.payload_bytes) << ENCODING_BITS
@@ -65,8 +69,14 @@ impl Extent {
         }
     }
 
+    /// The number of its file.
+    pub(crate) fn file(self) -> u8 {
+        (self.units >> OFFSET_BITS) as u8
+    }
+
+    /// Where in that file it begins.
     pub(crate) fn offset(self) -> u64 {
-        self.units * UNIT_BYTES
+        self.units % (1 << OFFSET_BITS) * UNIT_BYTES
     }
 
     pub(crate) fn segment(self) -> u32 {
@@ -196,11 +206,13 @@ mod tests {
 
     #[test]
     fn extents_and_heads_survive_packing() {
-        for (offset, bytes) in [(0, 1), (FILE_BYTES_MAX - 4, PAYLOAD_BYTES_MAX), (SEGMENT_BYTES * 9 + 32, 77)] {
-            let extent = Extent::new(offset, bytes, Encoding::Group);
+        for (file, offset, bytes) in
+            [(0, 0, 1), (3, FILE_BYTES_MAX - 4, PAYLOAD_BYTES_MAX), (1, SEGMENT_BYTES * 9 + 32, 77)]
+        {
+            let extent = Extent::new(file, offset, bytes, Encoding::Group);
             assert!(extent.to_bits() < 1 << 61);
             assert_eq!(Extent::from_bits(extent.to_bits()), extent);
-            assert_eq!(extent.offset(), offset);
+            assert_eq!((extent.file(), extent.offset()), (file, offset));
         }
         let head = head(1234);
         assert_eq!(Head::from_bytes(head.to_bytes()), Some(head));

@@ -72,6 +72,10 @@ impl Segment {
         (self.count.load(Ordering::Relaxed) % PIN) * UNIT_BYTES
     }
 
+    pub(super) fn fill(&self) -> u64 {
+        self.fill.load(Ordering::Relaxed)
+    }
+
     pub(super) fn filled(&self) -> u32 {
         self.filled.load(Ordering::Relaxed)
     }
@@ -207,7 +211,7 @@ mod tests {
         segments.begin(2000, 7, &budget);
         let segment = segments.make(2000, &budget);
         assert!(!segment.is_idle());
-        let extent = Extent::new(2000 * SEGMENT_BYTES + 32, 100, Encoding::Raw);
+        let extent = Extent::new(0, 2000 * SEGMENT_BYTES + 32, 100, Encoding::Raw);
         segments.add(extent);
         assert_eq!(segments.live_bytes.load(Ordering::Relaxed), 124);
         segments.end(2000);

@@ -23,6 +23,8 @@ use crate::threads::own_slot;
 
 /// One segment is kept for cleaning, and one is being filled.
 const SEGMENTS_MIN: u64 = 4;
+/// This part of a file is kept free if there is another one behind it.
+const RESERVE_PART: u64 = 16;
 /// What one read takes at most: the longest record, wherever in a block it begins.
 const READ_BYTES_MAX: usize = (record::RECORD_BYTES_MAX + TIER_BLOCK_BYTES).next_multiple_of(TIER_BLOCK_BYTES);
 
@@ -68,6 +70,7 @@ pub(super) struct Counters {
     pub(super) discard_failures: AtomicU64,
     pub(super) cleaned: AtomicU64,
     pub(super) moved: AtomicU64,
+    demoted: AtomicU64,
     fetched: AtomicU64,
     promoted: AtomicU64,
     read_failures: AtomicU64,
@@ -81,6 +84,8 @@ pub(super) fn count(counter: &AtomicU64) {
 
 /// A tier and what lies in it.
 pub(crate) struct SpillFile {
+    /// Which of the store's files it is.
+    number: u8,
     pub(super) tier: Box<dyn Tier>,
     pub(super) seal: Seal,
     pub(super) segments: Segments,
@@ -89,17 +94,32 @@ pub(crate) struct SpillFile {
     /// See [`Spill::flushed_after_gets`].
     flushed_after_gets: bool,
     writer: Mutex<Writer>,
+    readers: Arc<Readers>,
+}
+
+/// What all files of a store are read with: buffers, made when they are needed.
+pub(super) struct Readers {
     fetchers: Box<[Mutex<Option<Buffer>>]>,
-    /// What the writer reads with, so that nobody who reads a page waits for it.
+    /// What writers read with, so that nobody who reads a page waits for them.
     cleaner: Mutex<Option<Buffer>>,
 }
 
+impl Readers {
+    /// For so many threads that read at the same time; more than that wait for each other.
+    pub(super) fn new(threads: usize) -> Self {
+        Self {
+            fetchers: (0..threads.max(1)).map(|_| Mutex::new(Rank::Fetcher, None)).collect(),
+            cleaner: Mutex::new(Rank::Fetcher, None),
+        }
+    }
+}
+
 impl SpillFile {
-    /// An empty file. `threads` threads can read at the same time; more than that wait for each other.
+    /// An empty file.
     ///
     /// # Errors
     /// When the limit is too small, or there are no random numbers for a key.
-    pub(crate) fn new(spill: Spill, threads: usize, budget: &Arc<Budget>) -> Result<Self, Error> {
+    pub(super) fn new(spill: Spill, readers: &Arc<Readers>, budget: &Arc<Budget>) -> Result<Self, Error> {
         let (bytes, min) = (spill.bytes_max, SEGMENTS_MIN * SEGMENT_BYTES);
         if bytes < min {
             return Err(ErrorKind::SpillTooSmall { bytes, min }.into());
@@ -107,16 +127,35 @@ impl SpillFile {
         let max = bytes.min(FILE_BYTES_MAX) / SEGMENT_BYTES;
         let seal = if spill.plain { Seal::plain() } else { Seal::encrypting()? };
         Ok(Self {
+            number: 0,
             tier: spill.tier,
             seal,
             segments: Segments::new(u32::try_from(max).unwrap_or(u32::MAX)),
             counters: Counters::default(),
             budget: Arc::clone(budget),
             flushed_after_gets: spill.flushed_after_gets,
-            writer: Mutex::new(Rank::Writer, Writer::new(budget.limit())),
-            fetchers: (0..threads.max(1)).map(|_| Mutex::new(Rank::Fetcher, None)).collect(),
-            cleaner: Mutex::new(Rank::Fetcher, None),
+            writer: Mutex::new(Rank::WRITERS[0], Writer::new(budget.limit())),
+            readers: Arc::clone(readers),
         })
+    }
+
+    /// The same as another one of the store's files.
+    pub(super) fn numbered(mut self, number: u8) -> Self {
+        self.number = number;
+        self.writer.set_rank(Rank::WRITERS[usize::from(number)]);
+        self
+    }
+
+    pub(crate) fn number(&self) -> u8 {
+        self.number
+    }
+
+    /// Whether so much of the file lives that there will be no room for more soon, however well it is cleaned.
+    pub(crate) fn is_nearly_full(&self) -> bool {
+        let bytes_max = u64::from(self.segments.max) * SEGMENT_BYTES;
+        // One for cleaning, one that is being filled, one that is next.
+        let reserve = (bytes_max / RESERVE_PART).max(3 * SEGMENT_BYTES);
+        self.segments.live_bytes.load(Relaxed) + reserve > bytes_max
     }
 
     /// Bytes that the file takes in RAM from the start.
@@ -147,7 +186,7 @@ impl SpillFile {
 
     /// Whether a record lies where the present sweep, or the last one, looks.
     pub(crate) fn is_swept(&self, extent: Extent) -> bool {
-        self.segments.make(extent.segment(), &self.budget).cleanings() == SWEEPING
+        extent.file() == self.number && self.segments.make(extent.segment(), &self.budget).cleanings() == SWEEPING
     }
 
     /// Keeps the bytes of a record where they are. The caller is the writer: only it fills segments again.
@@ -177,7 +216,7 @@ impl SpillFile {
         pin: &Pin<'_>,
         with: impl FnOnce(Result<&[u8], ReadFailure>) -> R,
     ) -> R {
-        self.read_with(&mut own_slot(&self.fetchers), extent, pin.fill, |payload| {
+        self.read_with(&mut own_slot(&self.readers.fetchers), extent, pin.fill, |payload| {
             self.counters.fetched.fetch_add(payload.is_ok().into(), Relaxed);
             with(payload)
         })
@@ -195,7 +234,7 @@ impl SpillFile {
             self.counters.fetched.fetch_add(payload.is_ok().into(), Relaxed);
             with(one, payload);
         };
-        let mut fetcher = own_slot(&self.fetchers);
+        let mut fetcher = own_slot(&self.readers.fetchers);
         let blocks_of = |one: &T| blocks(place(one).0);
         let mut rest = many;
         while let Some((first, _)) = rest.split_first() {
@@ -252,7 +291,7 @@ impl SpillFile {
         pin: &Pin<'_>,
         with: impl FnOnce(Result<&[u8], ReadFailure>) -> R,
     ) -> R {
-        self.read_with(&mut lock(&self.cleaner), extent, pin.fill, with)
+        self.read_with(&mut lock(&self.readers.cleaner), extent, pin.fill, with)
     }
 
     fn read_with<R>(
@@ -306,7 +345,7 @@ impl SpillFile {
     /// When not all of it could be read.
     pub(crate) fn walk(&self, number: u32, mut with: impl FnMut(Extent, &mut [u8])) -> Result<(), ReadFailure> {
         let filled = self.segments.make(number, &self.budget).filled() as usize;
-        let mut cleaner = lock(&self.cleaner);
+        let mut cleaner = lock(&self.readers.cleaner);
         let buffer = self.buffer(&mut cleaner, READ_BYTES_MAX);
         let first = u64::from(number) * SEGMENT_BYTES;
         let mut at = SEGMENT_HEADER_BYTES;
@@ -317,7 +356,7 @@ impl SpillFile {
             self.read_blocks(first + start as u64, part)?;
             let end = walk_part(part, at - start, start + part.len() == filled, |at, head, record| {
                 let offset = first + (start + at) as u64;
-                with(Extent::new(offset, head.payload_bytes, head.encoding), record);
+                with(Extent::new(self.number, offset, head.payload_bytes, head.encoding), record);
             });
             match end {
                 Some(end) => at = start + end,
@@ -343,8 +382,9 @@ impl SpillFile {
         self.open(extent, pin.fill, record)
     }
 
-    pub(crate) fn count_moved(&self, moved: bool) {
-        self.counters.moved.fetch_add(moved.into(), Relaxed);
+    /// Counts a zpage that was moved out of its segment, to this file or to another.
+    pub(crate) fn count_moved(&self, to: &SpillFile) {
+        count(if to.number == self.number { &self.counters.moved } else { &self.counters.demoted });
     }
 
     /// Whether what was read from the file should come back to RAM if there is room.
@@ -378,6 +418,7 @@ impl SpillFile {
             discard_failures: get(&counters.discard_failures),
             cleaned: get(&counters.cleaned),
             moved: get(&counters.moved),
+            demoted: get(&counters.demoted),
         }
     }
 }

@@ -206,7 +206,7 @@ impl Writer {
             let record = &mut bytes[at..];
             let head = Head::at_start(record).expect("written by `push`");
             let payload = record::open(record, head, place(fill, start + at), &file.seal);
-            let extent = Extent::new(first + at as u64, head.payload_bytes, head.encoding);
+            let extent = Extent::new(file.number(), first + at as u64, head.payload_bytes, head.encoding);
             let written = |payload| Written { owner: head.owner, word: entry.word, extent, payload };
             let done = payload.is_some_and(|payload| commit(&written(payload)));
             committed += u64::from(done);
@@ -273,6 +273,29 @@ impl Writer {
         Some((number, file.segments.pin(number)))
     }
 
+    /// The segment that was begun the longest time ago, pinned: what lives in it goes to the next file. One from which not all
+    /// could be moved is not chosen again.
+    pub(crate) fn choose_to_demote<'a>(&mut self, file: &'a SpillFile) -> Option<(u32, Pin<'a>)> {
+        let own = self.open.as_ref().map(|open| open.number);
+        let all = file
+            .segments
+            .iter()
+            .filter(|(number, segment)| segment.live_bytes() > 0 && segment.cleanings() == 0 && Some(*number) != own);
+        let (number, segment) = all.min_by_key(|(_, segment)| segment.fill())?;
+        segment.set_cleanings(CLEANED);
+        Some((number, file.segments.pin(number)))
+    }
+
+    /// Has [`choose_to_demote`](Self::choose_to_demote) not pass a segment by for which the next file had no room.
+    pub(crate) fn may_choose_again(&mut self, file: &SpillFile, number: u32) {
+        file.segments.make(number, &file.budget).set_cleanings(0);
+    }
+
+    /// Whether there is a free segment for what comes from elsewhere.
+    pub(crate) fn has_room(&self, file: &SpillFile) -> bool {
+        file.segments.idle(false).is_some()
+    }
+
     /// Whether so much is dead in segments that cleaning did not get empty that it is worth looking for the words that name
     /// what lives in them. If so, they are the ones to be swept, this once.
     pub(crate) fn begin_sweep(&mut self, file: &SpillFile, dead_part: u64) -> bool {
@@ -301,7 +324,13 @@ mod tests {
     use super::*;
     use crate::alloc::Handle;
     use crate::budget::Budget;
+    use crate::tier::spill_file::Readers;
     use crate::tier::{Spill, Tier};
+
+    fn file_on(tier: &Notes) -> SpillFile {
+        let readers = Arc::new(Readers::new(1));
+        SpillFile::new(Spill::new(tier.clone(), 8 << 20), &readers, &Arc::new(Budget::new(1 << 30))).unwrap()
+    }
 
     /// Remembers what was written where, and fails when it is told to.
     #[derive(Clone, Default)]
@@ -337,8 +366,7 @@ mod tests {
     #[test]
     fn no_place_of_a_filling_is_written_twice_even_if_writes_fail() {
         let tier = Notes::default();
-        let budget = Arc::new(Budget::new(1 << 30));
-        let file = SpillFile::new(Spill::new(tier.clone(), 8 << 20), 1, &budget).unwrap();
+        let file = file_on(&tier);
         let mut writer = file.writer();
         for round in 0..60 {
             tier.0.lock().unwrap().fails = round % 3 == 1;
@@ -376,8 +404,7 @@ mod tests {
     #[test]
     fn after_a_failure_there_is_a_rest_and_a_full_batch_has_to_be_written() {
         let tier = Notes::default();
-        let budget = Arc::new(Budget::new(1 << 30));
-        let file = SpillFile::new(Spill::new(tier.clone(), 8 << 20), 1, &budget).unwrap();
+        let file = file_on(&tier);
         let mut writer = file.writer();
         let taken = (0..1000).take_while(|number| push(&mut writer, &file, *number).is_ok()).count();
         assert!(taken as u64 * 1024 > WRITE_BYTES_MAX as u64 * 9 / 10);
