@@ -41,7 +41,9 @@ mod throttle;
 mod tree;
 mod upkeep;
 mod watch;
+mod watched;
 mod workers;
+mod write_budget;
 mod zeros;
 
 pub use control::{Detached, detach};
