@@ -248,8 +248,8 @@ pub struct BudgetArgs {
     /// each fault counts the operations that it can happen to. write: a write fails. torn: it stops half-way and fails. lost: it stops
     /// half-way and claims success. corrupt-write: a bit is written wrong. read: a read fails. corrupt: a bit is read wrong. discard: space is
     /// not given back. delay, delay-write, delay-read: an operation takes longer, as in delay=50ms@1/100. full=64M: no room behind that.
-    /// seed=7: other random numbers. A failing write costs no page. A read that fails or finds something else than was written, as with corrupt, ends the
-    /// program with a message, never with a wrong byte. Example: `--spill-faults write=1/100,torn=1/500,delay=50ms@1/100,full=64M,seed=7`.
+    /// seed=7: other random numbers. A failing write costs no page. A read that fails is tried up to three times more, within 0.1 s. If that does not help, or if it finds
+    /// something else than was written, as with corrupt, the program ends with a message, never with a wrong byte. Example: `--spill-faults write=1/100,torn=1/500,delay=50ms@1/100,full=64M,seed=7`.
     #[arg(long, value_name = "FAULTS", value_parser = crate::faults::parse)]
     pub spill_faults: Option<tmem_run::SpillFaults>,
     /// Serve live figures over HTTP at this address, in Prometheus' text format: GET /metrics.

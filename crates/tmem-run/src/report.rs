@@ -41,7 +41,8 @@ figures! {
         full: u64, Counter, "Times that the file had no room for another segment.";
         lost_races: u64, Counter, "Packed pages that were replaced, flushed or moved while they were being written: they are not in the file.";
         write_failures: u64, Counter, "Writes that failed; no page is lost by that.";
-        read_failures: u64, Counter, "Reads that failed or found something else than was written; the program is killed.";
+        reads_retried: u64, Counter, "Attempts to read again what could not be read: up to three, within 0.1 s.";
+        read_failures: u64, Counter, "Reads that failed in spite of that, or found something else than was written; if a program waits for them it is killed.";
         damaged: u64, Counter, "Of those, reads that found something else than was written.";
         discard_failures: u64, Counter, "Segments whose space could not be given back to the disk.";
     }
@@ -188,6 +189,7 @@ impl SpillFigures {
         self.lost_races = spill.lost_races;
         // To the store a write that the budget refuses has failed.
         self.write_failures = spill.write_failures.saturating_sub(notes.writes_refused());
+        self.reads_retried = notes.reads_retried();
         self.read_failures = spill.read_failures + spill.damaged;
         self.damaged = spill.damaged;
         self.discard_failures = spill.discard_failures;

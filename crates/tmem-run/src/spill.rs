@@ -59,10 +59,23 @@ enum Place {
 /// Why the file takes nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Refusal {
+    /// It has reached its size.
     Full,
+    /// The disk has no room.
+    DiskFull,
+    /// A write failed. The next one may work.
+    Failed,
+    /// Writes fail, one after the other.
     Fails,
     /// The write budget is used up for now.
     PutOff,
+}
+
+impl Refusal {
+    /// Whether there is no room, rather than something that may pass.
+    fn is_full(self) -> bool {
+        matches!(self, Refusal::Full | Refusal::DiskFull)
+    }
 }
 
 /// The spill file, opened or not.
@@ -160,18 +173,17 @@ impl SpillFile {
         let mut done = store.reclaim(STEP_FRAMES, None);
         let mut spill = store.stats().spill;
         let mut refusal = self.refusal(&done, spill.full > full_before);
-        // That the budget is used up says nothing about the disk.
-        if refusal.is_some_and(|refusal| refusal != Refusal::PutOff) {
+        // One write that failed says nothing about the room there is, nor does a budget that is used up.
+        if refusal.is_some_and(Refusal::is_full) {
             self.capacity.fetch_min(spill.live_bytes.max(BYTES_MIN), Relaxed);
-            if drop_kept() > 0 {
-                let full_before = spill.full;
-                done = store.reclaim(STEP_FRAMES, None);
-                spill = store.stats().spill;
-                refusal = self.refusal(&done, spill.full > full_before);
-            }
         }
-        self.roomy.store(spill.live_bytes < self.capacity.load(Relaxed) / ROOMY_PART * (ROOMY_PART - 1), Relaxed);
-        self.stuck.store(refusal.is_some(), Relaxed);
+        if refusal.is_some_and(|refusal| refusal.is_full() || refusal == Refusal::Fails) && drop_kept() > 0 {
+            let full_before = spill.full;
+            done = store.reclaim(STEP_FRAMES, None);
+            spill = store.stats().spill;
+            refusal = self.refusal(&done, spill.full > full_before);
+        }
+        self.note_room(spill.live_bytes, refusal);
         if done.short.is_some() {
             self.rest(REST);
         }
@@ -182,6 +194,18 @@ impl SpillFile {
         let bytes = done.frames * tmem::PAGE_SIZE as u64;
         self.taken_back.fetch_add(bytes, Relaxed);
         bytes
+    }
+
+    /// Judges how much the file can take by what it holds and by how a step ended.
+    fn note_room(&self, live_bytes: u64, refusal: Option<Refusal>) {
+        let capacity = self.capacity.load(Relaxed);
+        if refusal.is_none() && live_bytes > capacity + capacity / ROOMY_PART {
+            // More was written than could be when the disk was full.
+            self.capacity.store(self.bytes_max, Relaxed);
+        }
+        let roomy = live_bytes < self.capacity.load(Relaxed) / ROOMY_PART * (ROOMY_PART - 1);
+        self.roomy.store(roomy && refusal != Some(Refusal::Fails), Relaxed);
+        self.stuck.store(refusal.is_some_and(|refusal| refusal != Refusal::Failed), Relaxed);
     }
 
     /// Whether a step has to wait for the write budget. Then the next one is not tried before it is likely to have enough.
@@ -204,7 +228,9 @@ impl SpillFile {
         // The store leaves the file alone for a while after each write that did not work.
         self.notes.obstacle().as_ref().map(|obstacle| match obstacle {
             Obstacle::Budget => Refusal::PutOff,
-            Obstacle::Failure(_) => Refusal::Fails,
+            Obstacle::Failure { error, .. } if is_no_room(error) => Refusal::DiskFull,
+            Obstacle::Failure { in_a_row: 1, .. } => Refusal::Failed,
+            Obstacle::Failure { .. } => Refusal::Fails,
         })
     }
 
@@ -239,7 +265,7 @@ impl SpillFile {
         let opened = tier.and_then(spill);
         if let Err(error) = &opened {
             self.stuck.store(true, Relaxed);
-            self.tell(&format!("cannot be used ({error})"));
+            self.tell(&format!("cannot be used ({error})"), "");
         }
         opened.is_ok()
     }
@@ -255,12 +281,13 @@ impl SpillFile {
 
     fn tell_refusal(&self, refusal: Refusal) {
         match refusal {
-            Refusal::Full => self.tell(&format!("has reached its {} MiB", self.bytes_max >> 20)),
-            Refusal::Fails => {
-                if let Some(Obstacle::Failure(error)) = &*self.notes.obstacle() {
-                    self.tell(&format!("cannot be written ({error})"));
+            Refusal::Full => self.tell(&format!("has reached its {} MiB", self.bytes_max >> 20), ""),
+            Refusal::DiskFull | Refusal::Fails => {
+                if let Some(Obstacle::Failure { error, .. }) = &*self.notes.obstacle() {
+                    self.tell(&format!("cannot be written ({error})"), " until it can be");
                 }
             }
+            Refusal::Failed => {}
             Refusal::PutOff => {
                 if !self.told_put_off.swap(true, Relaxed) {
                     let mib_per_day = self.notes.writes_left().bytes_per_day >> 20;
@@ -275,9 +302,9 @@ impl SpillFile {
     }
 
     /// Says once that the file does not do what it should.
-    fn tell(&self, what: &str) {
+    fn tell(&self, what: &str, until: &str) {
         if !self.told.swap(true, Relaxed) {
-            eprintln!("tmem: the spill file {self} {what}: what does not fit from now on stays in RAM");
+            eprintln!("tmem: the spill file {self} {what}: what does not fit from now on stays in RAM{until}");
         }
     }
 
@@ -291,7 +318,7 @@ impl SpillFile {
         &self.notes
     }
 
-    /// Whether the file took nothing the last time: it is full, fails, or has to wait for the write budget.
+    /// Whether the file took nothing the last time: it is full, keeps failing, or has to wait for the write budget.
     pub fn is_stuck(&self) -> bool {
         self.stuck.load(Relaxed)
     }
@@ -325,6 +352,11 @@ impl fmt::Display for SpillFile {
             Place::Named(named) => write!(f, "{}", named.path.display()),
         }
     }
+}
+
+fn is_no_room(error: &io::Error) -> bool {
+    use io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
+    matches!(error.kind(), StorageFull | QuotaExceeded | FileTooLarge)
 }
 
 /// A time, for people.
@@ -430,8 +462,10 @@ fn limited(bytes: u64) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use std::thread;
+
     use tmem::testing::Random;
-    use tmem::{Config, Key, MemoryTier, Page, PoolId, PoolKind, PoolOptions, TIER_BLOCK_BYTES};
+    use tmem::{Config, Fault, Key, MemoryTier, Page, PoolId, PoolKind, PoolOptions, Strike, TIER_BLOCK_BYTES};
 
     use super::*;
 
@@ -508,6 +542,70 @@ mod tests {
         assert!(file.is_roomy() && file.capacity.load(Relaxed) == 8 << 20);
         assert!(!file.told.load(Relaxed) && file.told_put_off.load(Relaxed));
         assert_all(&store, pool, 1000);
+        drop(file);
+        fs::remove_dir_all(folder).unwrap();
+    }
+
+    fn faulty(path: PathBuf, fault: Fault, strike: Strike) -> SpillFile {
+        let faults = SpillFaults { text: "for a test".to_owned(), list: vec![(fault, strike)], seed: 1 };
+        SpillFile::prepare(&Options { spill_faults: Some(faults), ..options(path) }).unwrap()
+    }
+
+    /// Longer than the store leaves a file alone after the first two writes that failed.
+    const STORE_REST: Duration = Duration::from_millis(30);
+
+    #[test]
+    fn a_write_that_fails_in_passing_is_forgotten() {
+        let folder = folder("passing");
+        let file = faulty(folder.join("file"), Fault::FailWrite, Strike::Nth(2));
+        let (store, pool) = store_of_noise(1000);
+        let none_to_drop = || panic!("nothing is dropped");
+        assert!(file.step(&store, none_to_drop) > 0);
+        assert_eq!(file.step(&store, none_to_drop), 0);
+        assert!(!file.is_stuck() && !file.works() && file.is_roomy() && !file.told.load(Relaxed));
+        thread::sleep(STORE_REST);
+        assert!(file.step(&store, none_to_drop) > 0);
+        assert!(file.is_roomy() && file.capacity.load(Relaxed) == 8 << 20 && store.stats().spill.write_failures == 1);
+        assert_all(&store, pool, 1000);
+        drop(file);
+        fs::remove_dir_all(folder).unwrap();
+    }
+
+    #[test]
+    fn writes_that_fail_on_cost_the_copies_but_no_room() {
+        let folder = folder("lasting");
+        let file = faulty(folder.join("file"), Fault::FailWrite, Strike::From(2));
+        let (store, pool) = store_of_noise(1000);
+        assert!(file.step(&store, || 0) > 0);
+        assert_eq!(file.step(&store, || 0), 0);
+        thread::sleep(STORE_REST);
+        let mut dropped = false;
+        let drop_kept = || {
+            dropped = true;
+            0
+        };
+        assert_eq!(file.step(&store, drop_kept), 0);
+        assert!(dropped && file.is_stuck() && !file.is_roomy() && file.told.load(Relaxed));
+        assert_eq!(file.capacity.load(Relaxed), 8 << 20);
+        assert_all(&store, pool, 1000);
+        drop(file);
+        fs::remove_dir_all(folder).unwrap();
+    }
+
+    #[test]
+    fn a_disk_that_is_full_is_so_until_more_was_written() {
+        let folder = folder("full");
+        let file = faulty(folder.join("file"), Fault::Full(5 << 20), Strike::From(1));
+        let (store, pool) = store_of_noise(2000);
+        let steps = (0..100).take_while(|_| file.step(&store, || 0) > 0).count();
+        assert!((10..100).contains(&steps) && file.is_stuck(), "{steps}");
+        let capacity = file.capacity.load(Relaxed);
+        assert!((4 << 20..5 << 20).contains(&capacity) && !file.is_roomy(), "{capacity}");
+        file.note_room(capacity + (1 << 20), None);
+        assert_eq!((file.capacity.load(Relaxed), file.is_stuck()), (capacity, false));
+        file.note_room(capacity + (2 << 20), None);
+        assert_eq!(file.capacity.load(Relaxed), 8 << 20);
+        assert_all(&store, pool, 2000);
         drop(file);
         fs::remove_dir_all(folder).unwrap();
     }
