@@ -163,7 +163,11 @@ impl Store {
         });
         // What could not be read stays where it is: whoever asks for it has to be told.
         drop(walked);
-        works && self.write_batch(file, writer).is_some()
+        let done = works && self.write_batch(file, writer).is_some();
+        if !done {
+            writer.clean_again(file, number);
+        }
+        done
     }
 
     /// Where the word stands that names a record.
@@ -202,7 +206,11 @@ impl Store {
                 works = self.sweep_record(file, writer, Slot::Shared(row), extent);
             }
         }
-        works && self.write_batch(file, writer).is_some()
+        let done = works && self.write_batch(file, writer).is_some();
+        if !done {
+            writer.sweep_again(file);
+        }
+        done
     }
 
     /// The next word of a shard that names a record to be swept, from a leaf and a slot on.
