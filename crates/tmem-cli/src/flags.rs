@@ -237,7 +237,7 @@ pub struct BudgetArgs {
     /// Bytes that may be written to the spill file in a day, for flash that wears out: as in 20G.
     ///
     /// Units are those of --ram. At the start an hour's share may be written, and six hours' share can be saved up while little is
-    /// written, but 96 MiB in either case. What cleaning the file moves counts. When the budget is used up, what does not fit stays in RAM, a
+    /// written, and at least 96 MiB in either case. What cleaning the file moves counts. When the budget is used up, what does not fit stays in RAM, a
     /// message says so once, and --on-full decides about the rest, as with a full disk, until there is more to be written.
     /// Example: `--spill /mnt/ssd --spill-writes 20G`.
     #[arg(long, value_name = "SIZE", value_parser = bytes_per_day)]
