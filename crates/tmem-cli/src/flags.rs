@@ -79,6 +79,7 @@ Examples:
   tmem run --ram 50% --progress sort -S 4G big.txt -o sorted.txt
   tmem run --ram 1.5G --stats stats.json --on-full kill -- ./simulate --steps 1000
   tmem run --ram 1G --spill /mnt/nvme:20G -- ./unpack-photos
+  tmem run --ram 1G --spill /mnt/ssd --spill-writes 20G -- ./nightly-build
   tmem run --ram 1G --spill off --on-full kill -- ./never-on-disk
   tmem run --ram 2G --metrics 127.0.0.1:9464 -- ./server";
 
@@ -233,14 +234,22 @@ pub struct BudgetArgs {
     /// Do not encrypt what is spilled. Otherwise only this tmem can read it, with a key that is nowhere but in its memory.
     #[arg(long)]
     pub spill_plain: bool,
+    /// Bytes that may be written to the spill file in a day, for flash that wears out: as in 20G.
+    ///
+    /// Units are those of --ram. At the start an hour's share may be written, and six hours' share can be saved up while little is
+    /// written, and at least 96 MiB in either case. What cleaning the file moves counts. When the budget is used up, what does not fit stays in RAM, a
+    /// message says so once, and --on-full decides about the rest, as with a full disk, until there is more to be written.
+    /// Example: `--spill /mnt/ssd --spill-writes 20G`.
+    #[arg(long, value_name = "SIZE", value_parser = bytes_per_day)]
+    pub spill_writes: Option<u64>,
     /// Have faults happen to the spill file, to try what becomes of the program: as in write=1/100,corrupt=7.
     ///
     /// A list of FAULT=WHEN. WHEN is 1/100 (one operation in a hundred, at random), 7 (the seventh only) or 7+ (the seventh and all after it);
     /// each fault counts the operations that it can happen to. write: a write fails. torn: it stops half-way and fails. lost: it stops
     /// half-way and claims success. corrupt-write: a bit is written wrong. read: a read fails. corrupt: a bit is read wrong. discard: space is
     /// not given back. delay, delay-write, delay-read: an operation takes longer, as in delay=50ms@1/100. full=64M: no room behind that.
-    /// seed=7: other random numbers. A failing write costs no page. A read that fails or finds something else than was written, as with corrupt, ends the
-    /// program with a message, never with a wrong byte. Example: `--spill-faults write=1/100,torn=1/500,delay=50ms@1/100,full=64M,seed=7`.
+    /// seed=7: other random numbers. A failing write costs no page. A read that fails is tried up to three times more, within 0.1 s. If that does not help, or if it finds
+    /// something else than was written, as with corrupt, the program ends with a message, never with a wrong byte. Example: `--spill-faults write=1/100,torn=1/500,delay=50ms@1/100,full=64M,seed=7`.
     #[arg(long, value_name = "FAULTS", value_parser = crate::faults::parse)]
     pub spill_faults: Option<tmem_run::SpillFaults>,
     /// Serve live figures over HTTP at this address, in Prometheus' text format: GET /metrics.
@@ -257,6 +266,13 @@ pub struct BudgetArgs {
     /// Show a live line on standard error, if that is a terminal.
     #[arg(long)]
     pub progress: bool,
+}
+
+fn bytes_per_day(text: &str) -> Result<u64, String> {
+    match text.parse() {
+        Ok(RamSize::Bytes(bytes)) => Ok(bytes),
+        _ => Err(format!("'{text}' is not a number of bytes per day: write for example 20G or 512M")),
+    }
 }
 
 fn address(text: &str) -> Result<SocketAddr, String> {
@@ -342,6 +358,10 @@ mod tests {
             &["tmem", "top", "--once", "--interval", "1"],
             &["tmem", "top", "--interval", "0"],
             &["tmem", "top", "--interval", "nan"],
+            &["tmem", "run", "--ram", "1G", "--spill-writes", "0", "ls"],
+            &["tmem", "run", "--ram", "1G", "--spill-writes", "10%", "ls"],
+            &["tmem", "run", "--ram", "1G", "--spill-writes", "much", "ls"],
+            &["tmem", "run", "--ram", "1G", "--spill-writes", "-1G", "ls"],
             &["tmem", "run", "--ram", "1G", "--metrics", "9464", "ls"],
             &["tmem", "run", "--ram", "1G", "--metrics", ":9464", "ls"],
             &["tmem", "run", "--ram", "1G", "--metrics", "127.0.0.1:x", "ls"],

@@ -71,6 +71,7 @@ fn prepare(budget: &BudgetArgs) -> anyhow::Result<(tmem_run::Options, StatsSink)
         progress: budget.progress,
         spill: spill::parse(&budget.spill)?,
         spill_plain: budget.spill_plain,
+        spill_writes_per_day: budget.spill_writes,
         spill_faults: budget.spill_faults.clone(),
         metrics: budget.metrics,
     };

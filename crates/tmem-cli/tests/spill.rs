@@ -105,6 +105,47 @@ fn a_full_file_leaves_the_rest_to_on_full() {
 }
 
 #[test]
+fn a_write_budget_is_kept_and_leaves_the_rest_to_on_full() {
+    let name = "a_write_budget_is_kept_and_leaves_the_rest_to_on_full";
+    if !can_run(name) {
+        return;
+    }
+    let folder = folder(name);
+    let folder = folder.to_str().unwrap();
+    let noise = || noise(160).under_tmem(40 * MIB).flags(["--spill-writes", "24M"]);
+    let outcome = spilled(name, noise(), 40, folder);
+    assert_eq!(outcome.stdout_text(), "ok noise 1 rounds\n");
+    // 96 MiB at the start, a MiB in an hour.
+    let written = spill_figure(&outcome, "written_bytes");
+    assert!((90 * MIB..=97 * MIB).contains(&written), "{written} bytes");
+    assert_eq!(spill_figure(&outcome, "writes_per_day"), 24 * MIB);
+    assert!(spill_figure(&outcome, "writes_left_bytes") < 2 * MIB && spill_figure(&outcome, "writes_put_off") > 0);
+    assert_eq!(spill_figure(&outcome, "write_failures"), 0);
+    let said = outcome.stderr_text();
+    assert_eq!(said.matches("24 MiB a day, is used up for now").count(), 1, "{said}");
+    assert!(!said.contains("has reached") && !said.contains("cannot be written"), "{said}");
+    assert_eq!(outcome.figure("on_full_events"), 1);
+    let killed = spilled(name, noise().flags(["--on-full", "kill"]), 40, folder);
+    assert!(!assert_right_or_killed(&killed, "ok noise"));
+}
+
+#[test]
+fn a_write_budget_without_a_file_is_refused() {
+    let name = "a_write_budget_without_a_file_is_refused";
+    if !can_run(name) {
+        return;
+    }
+    let refused = |flags: &[&str], says: &str| {
+        let (status, out, err) = run_tmem(&[&["run", "--ram", "64M"], flags, &["--", "echo", "it ran"]].concat());
+        assert_eq!((status, out.as_str()), (TROUBLE, ""), "{flags:?}: {err}");
+        assert!(err.trim_end().lines().count() == 1 && err.contains(says), "{flags:?} says {err:?}");
+    };
+    refused(&["--spill", "off", "--spill-writes", "20G"], "leave out one of the two");
+    refused(&["--spill-writes", "10%"], "20G");
+    refused(&["--spill-writes", "1GB"], "20G");
+}
+
+#[test]
 fn a_full_disk_loses_nothing() {
     let name = "a_full_disk_loses_nothing";
     if !can_run(name) {

@@ -42,7 +42,9 @@ mod throttle;
 mod tree;
 mod upkeep;
 mod watch;
+mod watched;
 mod workers;
+mod write_budget;
 mod zeros;
 
 pub use control::{Detached, detach};

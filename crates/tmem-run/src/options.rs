@@ -57,6 +57,8 @@ pub struct Options {
     pub spill: Spill,
     /// Do not encrypt what is spilled.
     pub spill_plain: bool,
+    /// Bytes that may be written to the spill file in a day, for a disk that wears out.
+    pub spill_writes_per_day: Option<u64>,
     /// Faults that happen to the spill file on purpose.
     pub spill_faults: Option<SpillFaults>,
     /// Serve figures at this address, over HTTP, in Prometheus' text format.

@@ -8,6 +8,7 @@ use crate::agent::InjectError;
 use crate::counters::{Counters, add};
 use crate::figures::figures;
 use crate::shared::Shared;
+use crate::watched::Notes;
 
 figures! {
     /// Percentiles of the time from taking a fault up to its page being in place (from parking it, if it waited for
@@ -34,10 +35,14 @@ figures! {
         segments_cleaned: u64, Counter, "Segments that were read to move what lives in them.";
         file_peak_bytes: u64, Gauge, "Peak of what the file took on the disk, sampled.";
         bytes_max: u64, Gauge, "What the file may grow to; 0 before there is need of it.";
+        writes_per_day: u64, Gauge, "Bytes that may be written to the file in a day (see `--spill-writes`); 0 if as many as it takes.";
+        writes_left_bytes: u64, Gauge, "Of those, bytes that may be written now; 0 as well if there is no limit.";
+        writes_put_off: u64, Counter, "Writes, and steps that would have led to some, that did not begin because the write budget was used up.";
         full: u64, Counter, "Times that the file had no room for another segment.";
         lost_races: u64, Counter, "Packed pages that were replaced, flushed or moved while they were being written: they are not in the file.";
         write_failures: u64, Counter, "Writes that failed; no page is lost by that.";
-        read_failures: u64, Counter, "Reads that failed or found something else than was written; the program is killed.";
+        reads_retried: u64, Counter, "Attempts to read again what could not be read: up to three, within 0.1 s.";
+        read_failures: u64, Counter, "Reads that failed in spite of that, or found something else than was written; if a program waits for them it is killed.";
         damaged: u64, Counter, "Of those, reads that found something else than was written.";
         discard_failures: u64, Counter, "Segments whose space could not be given back to the disk.";
     }
@@ -158,7 +163,7 @@ impl Report {
         let stats = shared.store.stats();
         self.pages_recompressed = stats.recompressed;
         self.pages_damaged = stats.corrupt;
-        self.spill.count(&stats.spill, shared.spill.read_bytes());
+        self.spill.count(&stats.spill, shared.spill.notes());
         self.refused.count(c, &stats);
         self.fault_ns = shared.faults.times();
         self.wall_seconds = started.elapsed().as_secs_f64();
@@ -167,18 +172,24 @@ impl Report {
 }
 
 impl SpillFigures {
-    fn count(&mut self, spill: &tmem::SpillStats, read_bytes: u64) {
+    fn count(&mut self, spill: &tmem::SpillStats, notes: &Notes) {
+        let left = notes.writes_left();
         self.written_bytes = spill.written_bytes;
-        self.read_bytes = read_bytes;
+        self.read_bytes = notes.read_bytes();
         self.zpages_out = spill.spilled.saturating_sub(spill.moved);
         self.zpages_back = spill.fetched;
         self.zpages_promoted = spill.promoted;
         self.zpages_moved = spill.moved;
         self.segments_cleaned = spill.cleaned;
         self.bytes_max = spill.bytes_max;
+        self.writes_per_day = left.bytes_per_day;
+        self.writes_left_bytes = left.left_bytes;
+        self.writes_put_off = notes.writes_put_off();
         self.full = spill.full;
         self.lost_races = spill.lost_races;
-        self.write_failures = spill.write_failures;
+        // To the store a write that the budget refuses has failed.
+        self.write_failures = spill.write_failures.saturating_sub(notes.writes_refused());
+        self.reads_retried = notes.reads_retried();
         self.read_failures = spill.read_failures + spill.damaged;
         self.damaged = spill.damaged;
         self.discard_failures = spill.discard_failures;

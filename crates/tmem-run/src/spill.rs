@@ -19,6 +19,7 @@ use tmem::{FaultyTier, FileTier, Reclaim, Short, Store, Tier};
 
 use crate::error::Error;
 use crate::options::{Options, Spill, SpillFaults};
+use crate::watched::{Notes, Obstacle, Watched};
 
 /// The least that a spill file is good for.
 const BYTES_MIN: u64 = 4 << 20;
@@ -26,10 +27,14 @@ const BYTES_MIN: u64 = 4 << 20;
 const FREE_PART: u64 = 2;
 /// Frames that one step takes back from the store: about what one write takes.
 const STEP_FRAMES: u64 = 64;
+/// What a step may write: more than one write, because it may clean as well.
+const STEP_BYTES: u64 = 1 << 20;
 /// Copies of pages that are not away stay in the file while this part of it is free.
 const ROOMY_PART: u64 = 4;
 /// How long a file that took nothing is left alone.
 const REST: Duration = Duration::from_millis(50);
+/// The same while the write budget is used up, at most: the figure of what was put off shows that it goes on.
+const REST_MAX: Duration = Duration::from_secs(1);
 
 /// `f_type` of file systems that are RAM themselves.
 const TMPFS_MAGIC: i64 = 0x0102_1994;
@@ -51,6 +56,28 @@ enum Place {
     Named(Named),
 }
 
+/// Why the file takes nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Refusal {
+    /// It has reached its size.
+    Full,
+    /// The disk has no room.
+    DiskFull,
+    /// A write failed. The next one may work.
+    Failed,
+    /// Writes fail, one after the other.
+    Fails,
+    /// The write budget is used up for now.
+    PutOff,
+}
+
+impl Refusal {
+    /// Whether there is no room, rather than something that may pass.
+    fn is_full(self) -> bool {
+        matches!(self, Refusal::Full | Refusal::DiskFull)
+    }
+}
+
 /// The spill file, opened or not.
 pub struct SpillFile {
     place: Place,
@@ -59,10 +86,11 @@ pub struct SpillFile {
     faults: Option<SpillFaults>,
     /// Whether the store has it; set at the first need.
     opened: OnceLock<bool>,
-    /// Why the last write failed.
-    failure: Arc<Mutex<Option<io::Error>>>,
-    read_bytes: Arc<AtomicU64>,
+    notes: Arc<Notes>,
     told: AtomicBool,
+    told_put_off: AtomicBool,
+    /// The last step found that the file takes nothing.
+    stuck: AtomicBool,
     cleared: AtomicBool,
     taken_back: AtomicU64,
     /// Bytes that the file can take, as far as is known.
@@ -79,6 +107,9 @@ impl SpillFile {
     /// # Errors
     /// When a file or directory that was named cannot be used.
     pub fn prepare(options: &Options) -> Result<SpillFile, Error> {
+        if options.spill == Spill::Off && options.spill_writes_per_day.is_some() {
+            return Err(Error::own("--spill-writes: with --spill off nothing is written: leave out one of the two"));
+        }
         let (place, bytes_max) = match &options.spill {
             Spill::Off => (Place::Nowhere, 0),
             Spill::Auto => match automatic_folder() {
@@ -109,9 +140,10 @@ impl SpillFile {
             plain: options.spill_plain,
             faults: options.spill_faults.clone(),
             opened: OnceLock::new(),
-            failure: Arc::default(),
-            read_bytes: Arc::default(),
+            notes: Arc::new(Notes::new(options.spill_writes_per_day)),
             told: AtomicBool::new(false),
+            told_put_off: AtomicBool::new(false),
+            stuck: AtomicBool::new(false),
             cleared: AtomicBool::new(false),
             taken_back: AtomicU64::new(0),
             capacity: AtomicU64::new(bytes_max),
@@ -133,36 +165,77 @@ impl SpillFile {
     /// Has the store move its coldest zpages to the file, a write or so. Says how many bytes of RAM that took back. When the file
     /// is full, `drop_kept` gives up the copies of pages that are at home, and says how many there were.
     pub fn step(&self, store: &Store, drop_kept: impl FnOnce() -> u64) -> u64 {
-        if !*self.opened.get_or_init(|| self.open(store)) {
+        if !*self.opened.get_or_init(|| self.open(store)) || self.is_put_off() {
             return 0;
         }
         self.steps.fetch_add(1, Relaxed);
+        let full_before = store.stats().spill.full;
         let mut done = store.reclaim(STEP_FRAMES, None);
-        let mut live_bytes = store.stats().spill.live_bytes;
-        if done.short == Some(Short::Spill) {
-            self.capacity.fetch_min(live_bytes.max(BYTES_MIN), Relaxed);
-            if drop_kept() > 0 {
-                done = store.reclaim(STEP_FRAMES, None);
-                live_bytes = store.stats().spill.live_bytes;
-            }
+        let mut spill = store.stats().spill;
+        let mut refusal = self.refusal(&done, spill.full > full_before);
+        // One write that failed says nothing about the room there is, nor does a budget that is used up.
+        if refusal.is_some_and(Refusal::is_full) {
+            self.capacity.fetch_min(spill.live_bytes.max(BYTES_MIN), Relaxed);
         }
-        self.roomy.store(live_bytes < self.capacity.load(Relaxed) / ROOMY_PART * (ROOMY_PART - 1), Relaxed);
-        let Reclaim { frames, short, .. } = done;
-        if short.is_some() {
-            let until = Instant::now() + REST;
-            *self.rest_until.lock().unwrap_or_else(PoisonError::into_inner) = Some(until);
+        if refusal.is_some_and(|refusal| refusal.is_full() || refusal == Refusal::Fails) && drop_kept() > 0 {
+            let full_before = spill.full;
+            done = store.reclaim(STEP_FRAMES, None);
+            spill = store.stats().spill;
+            refusal = self.refusal(&done, spill.full > full_before);
         }
-        if short == Some(Short::Spill) {
-            let failure = self.failure.lock().unwrap_or_else(PoisonError::into_inner).take();
-            match failure {
-                Some(error) => self.tell(&format!("cannot be written ({error})")),
-                None => self.tell(&format!("has reached its {} MiB", self.bytes_max >> 20)),
-            }
+        self.note_room(spill.live_bytes, refusal);
+        if done.short.is_some() {
+            self.rest(REST);
+        }
+        if let Some(refusal) = refusal {
+            self.tell_refusal(refusal);
         }
         self.steps.fetch_sub(1, Relaxed);
-        let bytes = frames * tmem::PAGE_SIZE as u64;
+        let bytes = done.frames * tmem::PAGE_SIZE as u64;
         self.taken_back.fetch_add(bytes, Relaxed);
         bytes
+    }
+
+    /// Judges how much the file can take by what it holds and by how a step ended.
+    fn note_room(&self, live_bytes: u64, refusal: Option<Refusal>) {
+        let capacity = self.capacity.load(Relaxed);
+        if refusal.is_none() && live_bytes > capacity + capacity / ROOMY_PART {
+            // More was written than could be when the disk was full.
+            self.capacity.store(self.bytes_max, Relaxed);
+        }
+        let roomy = live_bytes < self.capacity.load(Relaxed) / ROOMY_PART * (ROOMY_PART - 1);
+        self.roomy.store(roomy && refusal != Some(Refusal::Fails), Relaxed);
+        self.stuck.store(refusal.is_some_and(|refusal| refusal != Refusal::Failed), Relaxed);
+    }
+
+    /// Whether a step has to wait for the write budget. Then the next one is not tried before it is likely to have enough.
+    fn is_put_off(&self) -> bool {
+        let Some(wait) = self.notes.put_off(STEP_BYTES) else { return false };
+        self.stuck.store(true, Relaxed);
+        self.rest(wait.clamp(REST, REST_MAX));
+        self.tell_refusal(Refusal::PutOff);
+        true
+    }
+
+    /// Why the file took nothing more in a step, if that is what ended it.
+    fn refusal(&self, done: &Reclaim, is_full: bool) -> Option<Refusal> {
+        if done.short != Some(Short::Spill) {
+            return None;
+        }
+        if is_full {
+            return Some(Refusal::Full);
+        }
+        // The store leaves the file alone for a while after each write that did not work.
+        self.notes.obstacle().as_ref().map(|obstacle| match obstacle {
+            Obstacle::Budget => Refusal::PutOff,
+            Obstacle::Failure { error, .. } if is_no_room(error) => Refusal::DiskFull,
+            Obstacle::Failure { in_a_row: 1, .. } => Refusal::Failed,
+            Obstacle::Failure { .. } => Refusal::Fails,
+        })
+    }
+
+    fn rest(&self, time: Duration) {
+        *self.rest_until.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now() + time);
     }
 
     /// Whether somebody waits for the disk.
@@ -185,15 +258,14 @@ impl SpillFile {
             }
         };
         let spill = |tier| {
-            let tier = self.with_faults(tier);
-            let (failure, read_bytes) = (Arc::clone(&self.failure), Arc::clone(&self.read_bytes));
-            let watched = Watched { tier, failure, read_bytes };
+            let watched = Watched { tier: self.with_faults(tier), notes: Arc::clone(&self.notes) };
             let spill = tmem::Spill::new(watched, self.bytes_max).flushed_after_gets();
             store.add_spill(if self.plain { spill.plain() } else { spill }).map_err(io::Error::other)
         };
         let opened = tier.and_then(spill);
         if let Err(error) = &opened {
-            self.tell(&format!("cannot be used ({error})"));
+            self.stuck.store(true, Relaxed);
+            self.tell(&format!("cannot be used ({error})"), "");
         }
         opened.is_ok()
     }
@@ -207,10 +279,32 @@ impl SpillFile {
         tier
     }
 
+    fn tell_refusal(&self, refusal: Refusal) {
+        match refusal {
+            Refusal::Full => self.tell(&format!("has reached its {} MiB", self.bytes_max >> 20), ""),
+            Refusal::DiskFull | Refusal::Fails => {
+                if let Some(Obstacle::Failure { error, .. }) = &*self.notes.obstacle() {
+                    self.tell(&format!("cannot be written ({error})"), " until it can be");
+                }
+            }
+            Refusal::Failed => {}
+            Refusal::PutOff => {
+                if !self.told_put_off.swap(true, Relaxed) {
+                    let mib_per_day = self.notes.writes_left().bytes_per_day >> 20;
+                    let wait = about(self.notes.time_until(STEP_BYTES).unwrap_or_default());
+                    eprintln!(
+                        "tmem: the write budget of the spill file {self}, {mib_per_day} MiB a day, is used up for now: what does not \
+                         fit stays in RAM; it goes on in {wait}"
+                    );
+                }
+            }
+        }
+    }
+
     /// Says once that the file does not do what it should.
-    fn tell(&self, what: &str) {
+    fn tell(&self, what: &str, until: &str) {
         if !self.told.swap(true, Relaxed) {
-            eprintln!("tmem: the spill file {self} {what}: what does not fit from now on stays in RAM");
+            eprintln!("tmem: the spill file {self} {what}: what does not fit from now on stays in RAM{until}");
         }
     }
 
@@ -219,14 +313,14 @@ impl SpillFile {
         self.taken_back.load(Relaxed)
     }
 
-    /// Bytes that were read from the file so far.
-    pub fn read_bytes(&self) -> u64 {
-        self.read_bytes.load(Relaxed)
+    /// What became of reads and writes so far.
+    pub fn notes(&self) -> &Notes {
+        &self.notes
     }
 
-    /// Whether the file was full or failed at some time.
-    pub fn has_failed(&self) -> bool {
-        self.told.load(Relaxed)
+    /// Whether the file took nothing the last time: it is full, keeps failing, or has to wait for the write budget.
+    pub fn is_stuck(&self) -> bool {
+        self.stuck.load(Relaxed)
     }
 
     /// Removes what the user named and the end of the program leaves without use.
@@ -260,29 +354,17 @@ impl fmt::Display for SpillFile {
     }
 }
 
-/// Remembers why a write failed, for the user, and counts what is read.
-struct Watched {
-    tier: Box<dyn Tier>,
-    failure: Arc<Mutex<Option<io::Error>>>,
-    read_bytes: Arc<AtomicU64>,
+fn is_no_room(error: &io::Error) -> bool {
+    use io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
+    matches!(error.kind(), StorageFull | QuotaExceeded | FileTooLarge)
 }
 
-impl Tier for Watched {
-    fn write(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
-        self.tier.write(offset, bytes).map_err(|error| {
-            let kind = error.kind();
-            *self.failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
-            kind.into()
-        })
-    }
-
-    fn read(&self, offset: u64, bytes: &mut [u8]) -> io::Result<()> {
-        self.read_bytes.fetch_add(bytes.len() as u64, Relaxed);
-        self.tier.read(offset, bytes)
-    }
-
-    fn discard(&self, offset: u64, bytes: u64) -> io::Result<()> {
-        self.tier.discard(offset, bytes)
+/// A time, for people.
+fn about(time: Duration) -> String {
+    match time.as_secs() {
+        0..90 => format!("about {} s", time.as_secs().max(1)),
+        seconds @ 90..5400 => format!("about {} minutes", seconds.div_ceil(60)),
+        seconds => format!("about {} hours", seconds.div_ceil(3600)),
     }
 }
 
@@ -380,6 +462,11 @@ fn limited(bytes: u64) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use std::thread;
+
+    use tmem::testing::Random;
+    use tmem::{Config, Fault, Key, MemoryTier, Page, PoolId, PoolKind, PoolOptions, Strike, TIER_BLOCK_BYTES};
+
     use super::*;
 
     #[test]
@@ -391,19 +478,149 @@ mod tests {
         }
     }
 
-    #[test]
-    fn a_named_file_goes_when_it_is_not_needed_any_more() {
-        let folder = std::env::temp_dir().join(format!("tmem-spill-{}", std::process::id()));
-        fs::create_dir_all(&folder).unwrap();
-        let options = |path: PathBuf| Options {
+    fn options(path: PathBuf) -> Options {
+        Options {
             ram_bytes: 64 << 20,
             on_full: crate::OnFull::Grow,
             progress: false,
             spill: Spill::At { path, bytes_max: Some(8 << 20) },
             spill_plain: false,
+            spill_writes_per_day: None,
             spill_faults: None,
             metrics: None,
+        }
+    }
+
+    fn folder(name: &str) -> PathBuf {
+        let folder = std::env::temp_dir().join(format!("tmem-{name}-{}", std::process::id()));
+        fs::create_dir_all(&folder).unwrap();
+        folder
+    }
+
+    /// A store with pages that do not compress.
+    fn store_of_noise(pages: u32) -> (Store, PoolId) {
+        let store = Store::new(Config::new(64 << 20).threads(1)).unwrap();
+        let pool = store.create_pool(PoolKind::Persistent, PoolOptions::default()).unwrap();
+        for index in 0..pages {
+            store.put(Key::new(pool, 0, index), &noise(index)).unwrap();
+        }
+        (store, pool)
+    }
+
+    fn noise(index: u32) -> Page {
+        let mut random = Random::new(index.into());
+        let mut page = [0; tmem::PAGE_SIZE];
+        page.chunks_mut(8).for_each(|word| word.copy_from_slice(&random.number().to_le_bytes()));
+        page
+    }
+
+    fn assert_all(store: &Store, pool: PoolId, pages: u32) {
+        let mut page = [0; tmem::PAGE_SIZE];
+        for index in 0..pages {
+            assert!(store.get(Key::new(pool, 0, index), &mut page).unwrap() && page == noise(index), "page {index}");
+        }
+    }
+
+    #[test]
+    fn that_the_write_budget_is_used_up_says_nothing_about_the_disk() {
+        let folder = folder("writes");
+        let options = Options { spill_writes_per_day: Some(1), ..options(folder.join("file")) };
+        let file = SpillFile::prepare(&options).unwrap();
+        let (store, pool) = store_of_noise(1000);
+        let none_to_drop = || panic!("nothing is dropped");
+        assert!(file.step(&store, none_to_drop) > 0 && !file.is_stuck() && file.is_roomy());
+
+        // Somebody else writes the rest of it.
+        let other = Watched { tier: Box::new(MemoryTier::new()), notes: Arc::clone(&file.notes) };
+        while other.write(0, &[0; TIER_BLOCK_BYTES]).is_ok() {}
+        assert_eq!(file.step(&store, none_to_drop), 0);
+        assert!(file.is_stuck() && !file.works() && file.notes.writes_put_off() == 2);
+        // What had begun before that, as cleaning may have, is not written either.
+        let done = store.reclaim(STEP_FRAMES, None);
+        assert_eq!(file.refusal(&done, false), Some(Refusal::PutOff));
+        assert_eq!((file.notes.writes_refused(), store.stats().spill.write_failures), (2, 1));
+        assert!(file.is_roomy() && file.capacity.load(Relaxed) == 8 << 20);
+        assert!(!file.told.load(Relaxed) && file.told_put_off.load(Relaxed));
+        assert_all(&store, pool, 1000);
+        drop(file);
+        fs::remove_dir_all(folder).unwrap();
+    }
+
+    fn faulty(path: PathBuf, fault: Fault, strike: Strike) -> SpillFile {
+        let faults = SpillFaults { text: "for a test".to_owned(), list: vec![(fault, strike)], seed: 1 };
+        SpillFile::prepare(&Options { spill_faults: Some(faults), ..options(path) }).unwrap()
+    }
+
+    /// Longer than the store leaves a file alone after the first two writes that failed.
+    const STORE_REST: Duration = Duration::from_millis(30);
+
+    #[test]
+    fn a_write_that_fails_in_passing_is_forgotten() {
+        let folder = folder("passing");
+        let file = faulty(folder.join("file"), Fault::FailWrite, Strike::Nth(2));
+        let (store, pool) = store_of_noise(1000);
+        let none_to_drop = || panic!("nothing is dropped");
+        assert!(file.step(&store, none_to_drop) > 0);
+        assert_eq!(file.step(&store, none_to_drop), 0);
+        assert!(!file.is_stuck() && !file.works() && file.is_roomy() && !file.told.load(Relaxed));
+        thread::sleep(STORE_REST);
+        assert!(file.step(&store, none_to_drop) > 0);
+        assert!(file.is_roomy() && file.capacity.load(Relaxed) == 8 << 20 && store.stats().spill.write_failures == 1);
+        assert_all(&store, pool, 1000);
+        drop(file);
+        fs::remove_dir_all(folder).unwrap();
+    }
+
+    #[test]
+    fn writes_that_fail_on_cost_the_copies_but_no_room() {
+        let folder = folder("lasting");
+        let file = faulty(folder.join("file"), Fault::FailWrite, Strike::From(2));
+        let (store, pool) = store_of_noise(1000);
+        assert!(file.step(&store, || 0) > 0);
+        assert_eq!(file.step(&store, || 0), 0);
+        thread::sleep(STORE_REST);
+        let mut dropped = false;
+        let drop_kept = || {
+            dropped = true;
+            0
         };
+        assert_eq!(file.step(&store, drop_kept), 0);
+        assert!(dropped && file.is_stuck() && !file.is_roomy() && file.told.load(Relaxed));
+        assert_eq!(file.capacity.load(Relaxed), 8 << 20);
+        assert_all(&store, pool, 1000);
+        drop(file);
+        fs::remove_dir_all(folder).unwrap();
+    }
+
+    #[test]
+    fn a_disk_that_is_full_is_so_until_more_was_written() {
+        let folder = folder("full");
+        let file = faulty(folder.join("file"), Fault::Full(5 << 20), Strike::From(1));
+        let (store, pool) = store_of_noise(2000);
+        let steps = (0..100).take_while(|_| file.step(&store, || 0) > 0).count();
+        assert!((10..100).contains(&steps) && file.is_stuck(), "{steps}");
+        let capacity = file.capacity.load(Relaxed);
+        assert!((4 << 20..5 << 20).contains(&capacity) && !file.is_roomy(), "{capacity}");
+        file.note_room(capacity + (1 << 20), None);
+        assert_eq!((file.capacity.load(Relaxed), file.is_stuck()), (capacity, false));
+        file.note_room(capacity + (2 << 20), None);
+        assert_eq!(file.capacity.load(Relaxed), 8 << 20);
+        assert_all(&store, pool, 2000);
+        drop(file);
+        fs::remove_dir_all(folder).unwrap();
+    }
+
+    #[test]
+    fn times_for_people() {
+        let about = |seconds| about(Duration::from_secs(seconds));
+        assert_eq!([about(0), about(89)], ["about 1 s", "about 89 s"]);
+        assert_eq!([about(90), about(5399)], ["about 2 minutes", "about 90 minutes"]);
+        assert_eq!([about(5400), about(86_400)], ["about 2 hours", "about 24 hours"]);
+    }
+
+    #[test]
+    fn a_named_file_goes_when_it_is_not_needed_any_more() {
+        let folder = folder("spill");
         let path = folder.join("made");
         let made = SpillFile::prepare(&options(path.clone())).unwrap();
         assert!(path.exists() && made.works());

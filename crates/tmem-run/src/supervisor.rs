@@ -394,7 +394,7 @@ impl Supervisor {
         }
         // A disk takes its time, but not for ever; one that is full or fails is waited for no longer.
         let progresses = spilled > 0 && self.spilled.1.elapsed() < Duration::from_secs(1);
-        let spills = !shared.spill.has_failed() && (progresses || shared.spill.is_busy());
+        let spills = !shared.spill.is_stuck() && (progresses || shared.spill.is_busy());
         let enough = Duration::from_millis(if spills {
             10_000
         } else if barren {

@@ -9,7 +9,7 @@ use std::time::Duration;
 use tmem::testing::{Random, sample_page};
 use tmem::{
     AllocatorKind, Config, Fault, FaultyTier, FileTier, Key, Location, MemoryTier, PAGE_SIZE, Page, PoolId, PoolKind,
-    PoolOptions, Spill, Store, Tier,
+    PoolOptions, Spill, SpillStats, Store, Tier,
 };
 
 const BUDGET: u64 = 2 << 20;
@@ -38,7 +38,7 @@ fn put_all(store: &Store, pool: PoolId, indexes: std::ops::Range<u32>) {
     }
 }
 
-fn assert_all(store: &Store, pool: PoolId, indexes: std::ops::Range<u32>) {
+fn assert_all(store: &Store, pool: PoolId, indexes: impl IntoIterator<Item = u32>) {
     let mut out = [0; PAGE_SIZE];
     for index in indexes {
         assert!(store.get(Key::new(pool, 0, index), &mut out).unwrap(), "page {index} is lost");
@@ -221,6 +221,29 @@ fn failing_writes_cost_no_page() {
         }
         assert!(taken && store.stats().spill.zpages > 0, "{fault:?}");
     }
+}
+
+#[test]
+fn what_could_not_be_cleaned_is_cleaned_when_writes_work_again() {
+    let tier = FaultyTier::new(MemoryTier::new(), Fault::FailWrite, 0, 1);
+    let rate = tier.rate();
+    let (store, pool) = store(tier);
+    put_all(&store, pool, 0..8000);
+    // A cleaning takes several writes, and a sweep many: while every other one fails, none gets far.
+    rate.set(2);
+    (0..8000).filter(|index| index % 3 > 0).for_each(|index| _ = store.flush_page(Key::new(pool, 0, index)));
+    let tend = || {
+        store.maintain();
+        std::thread::sleep(Duration::from_millis(5));
+        store.stats().spill
+    };
+    (0..400).for_each(|_| _ = tend());
+    let tended = store.stats().spill;
+    assert!(tended.write_failures > 2, "{tended:?}");
+    rate.set(0);
+    let is_small = |spill: &SpillStats| spill.file_bytes < spill.live_bytes * 5 / 4 + (2 << 20);
+    assert!((0..1000).any(|_| is_small(&tend())), "{:?}", store.stats().spill);
+    assert_all(&store, pool, (0..8000).step_by(3));
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! The rows of `tmem top`, the same for the terminal and for `--once`.
 
-use tmem_run::{ProcessFigures, Snapshot};
+use tmem_run::{ProcessFigures, Snapshot, SpillFigures};
 
 use super::{Silent, View, Watched};
 
@@ -60,6 +60,7 @@ pub fn rows(view: &View) -> Vec<Row> {
         rows.push(supervisor(watched));
         rows.extend(watched.snapshot.processes.iter().flat_map(process));
         rows.extend(unseen(&watched.snapshot));
+        rows.extend(put_off(&watched.snapshot.report.spill));
     }
     rows.extend(view.silent.iter().map(|Silent { pid, why }| remark(&pid.to_string(), why)));
     rows
@@ -100,6 +101,15 @@ fn unseen(snapshot: &Snapshot) -> Option<Row> {
     let more = snapshot.now.tree_processes.saturating_sub(snapshot.processes.len() as u64);
     // Those that only borrow memory (vfork) are not listed.
     (snapshot.processes.len() >= 256 && more > 0).then(|| remark("", &format!("{more} smaller processes more")))
+}
+
+/// Less than what a step of spilling wants to write.
+const WRITES_LEFT_MIN: u64 = 1 << 20;
+
+fn put_off(spill: &SpillFigures) -> Option<Row> {
+    let waits = spill.writes_put_off > 0 && spill.writes_left_bytes < WRITES_LEFT_MIN;
+    let per_day = bytes(spill.writes_per_day as f64);
+    waits.then(|| remark("", &format!("nothing is spilled for now: its {per_day} a day are written")))
 }
 
 fn remark(pid: &str, text: &str) -> Row {
@@ -181,16 +191,18 @@ mod tests {
         let mut snapshot =
             Snapshot { pid: 11, command: "sh".to_owned(), processes: vec![process], ..Snapshot::default() };
         snapshot.report.fault_ns.p50 = 12_345;
+        snapshot.report.spill = SpillFigures { writes_per_day: 20 << 30, writes_put_off: 3, ..SpillFigures::default() };
         let watched = Watched { snapshot, rates: Rates { faults: 100.4, ..Rates::default() } };
         let silent = vec![Silent { pid: 7, why: "it does not answer".to_owned() }];
         let text = plain(&View { supervisors: vec![watched], silent, others: 0 });
         let lines: Vec<&str> = text.lines().collect();
-        assert_eq!(lines.len(), 5, "{text}");
+        assert_eq!(lines.len(), 6, "{text}");
         assert!(lines[0].starts_with("PID       PROGRAM         RESIDENT") && lines[0].ends_with("READ/s"));
         assert!(lines[1].starts_with("11        sh "), "{text}");
         assert!(lines[1].contains("     100   12 us "), "{text}");
         assert_eq!(lines[2], "  12      noise            3.0 MiB");
         assert!(lines[3].ends_with("not managed: ptrace is refused"));
-        assert_eq!(lines[4], "7         it does not answer");
+        assert!(lines[4].ends_with(" nothing is spilled for now: its 20.0 GiB a day are written"));
+        assert_eq!(lines[5], "7         it does not answer");
     }
 }

@@ -199,7 +199,11 @@ impl Store {
         let Some((number, pin)) = writer.choose_to_clean(file, dead_part) else {
             return self.sweep(file, writer, dead_part);
         };
-        self.empty_segment(file, (number, &pin), file, writer)
+        let done = self.empty_segment(file, (number, &pin), file, writer);
+        if !done {
+            writer.clean_again(file, number);
+        }
+        done
     }
 
     /// Moves what lives in a segment to another place in its file or to another file, whose batch is empty and whose writer this
@@ -269,7 +273,11 @@ impl Store {
                 works = self.sweep_record(file, writer, Slot::Shared(row), extent);
             }
         }
-        works && self.write_batch(file, writer).is_some()
+        let done = works && self.write_batch(file, writer).is_some();
+        if !done {
+            writer.sweep_again(file);
+        }
+        done
     }
 
     /// The next word of a shard that names a record to be swept, from a leaf and a slot on.

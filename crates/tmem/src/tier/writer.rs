@@ -296,6 +296,21 @@ impl Writer {
         file.segments.idle(false).is_some()
     }
 
+    /// Has a segment chosen again that was not emptied because a write failed: after a rest, so not over and over.
+    pub(crate) fn clean_again(&mut self, file: &SpillFile, number: u32) {
+        if self.is_resting() {
+            file.segments.make(number, &file.budget).set_cleanings(0);
+        }
+    }
+
+    /// Has a sweep done again that ended because a write failed.
+    pub(crate) fn sweep_again(&mut self, file: &SpillFile) {
+        if self.is_resting() {
+            let swept = file.segments.iter().filter(|(_, segment)| segment.cleanings() == SWEEPING);
+            swept.for_each(|(_, segment)| segment.set_cleanings(CLEANED));
+        }
+    }
+
     /// Whether so much is dead in segments that cleaning did not get empty that it is worth looking for the words that name
     /// what lives in them. If so, they are the ones to be swept, this once.
     pub(crate) fn begin_sweep(&mut self, file: &SpillFile, dead_part: u64) -> bool {
