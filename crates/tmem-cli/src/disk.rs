@@ -8,8 +8,10 @@ use anyhow::Context;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::low_level::pipe;
 use tmem_disk::{ExportFigures, ExportOptions, Figures, Options, Server};
+use tmem_run::StoreSpill;
 
 use crate::flags::{DiskArgs, DiskCommand, DiskServeArgs, DiskStatsArgs};
+use crate::spill;
 
 /// Does what `tmem disk` says.
 ///
@@ -34,10 +36,13 @@ fn serve(args: &DiskServeArgs) -> anyhow::Result<()> {
     for signal in [SIGHUP, SIGINT, SIGTERM] {
         pipe::register(signal, signalled.try_clone()?).context("cannot wait for signals")?;
     }
-    let options = Options { ram_bytes: args.ram.bytes()?, exports, listen: args.listen.clone() };
-    let server = Server::bind(&options)?;
+    // Lives until the server has ended: then a file that was named is of no use to anybody.
+    let file = StoreSpill::prepare(&spill::parse(&args.spill)?, args.spill_plain, args.spill_faults.as_ref())?;
+    let names: Vec<_> = exports.iter().map(|export| export.name.clone()).collect();
+    let (ram_bytes, listen) = (args.ram.bytes()?, args.listen.clone());
+    let server = Server::bind(Options { ram_bytes, exports, listen, spill: file.open()? })?;
     let address = server.address();
-    announce(options.exports.iter().map(|export| address.uri(&export.name)))?;
+    announce(names.iter().map(|name| address.uri(name)))?;
     server.run(stop.as_fd())?;
     Ok(())
 }

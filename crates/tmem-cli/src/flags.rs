@@ -153,6 +153,7 @@ Examples:
   tmem disk --size 8G --ram 2G --listen unix:/run/tmem.sock
   tmem disk --size 8G --ram 25% --listen 127.0.0.1:10809 --name scratch
   tmem disk --export a=4G --export b=512M --ram 1G --listen unix:/run/tmem.sock
+  tmem disk --size 64G --ram 2G --spill /mnt/nvme:20G --listen unix:/run/tmem.sock
   tmem disk stats unix:/run/tmem.sock
   nbdinfo 'nbd+unix:///?socket=/run/tmem.sock'
   nbdcopy image.raw 'nbd+unix:///?socket=/run/tmem.sock'
@@ -211,6 +212,19 @@ pub struct DiskServeArgs {
     /// Clients cannot write.
     #[arg(long)]
     pub read_only: bool,
+    /// Where packed blocks go that RAM has no room for: off, auto, a directory, or a file with or without a size.
+    ///
+    /// As with `tmem run`: auto is a temporary file without a name on a real disk, in $TMPDIR, /var/tmp, the working directory or /tmp; DIR
+    /// is the same there; FILE must not exist or be empty, and is removed at the end; :SIZE is how large it may grow, without it half of
+    /// what is free. When it is full, too, writes that need more fail at once.
+    #[arg(long, value_name = "off|auto|DIR|FILE[:SIZE]", default_value = "off", value_hint = ValueHint::AnyPath)]
+    pub spill: OsString,
+    /// Do not encrypt what is spilled. Otherwise only this tmem can read it, with a key that is nowhere but in its memory.
+    #[arg(long)]
+    pub spill_plain: bool,
+    /// Have faults happen to the spill file, to try what becomes of clients; `tmem run --help` names them all.
+    #[arg(long, value_name = "FAULTS", value_parser = crate::faults::parse)]
+    pub spill_faults: Option<tmem_run::SpillFaults>,
 }
 
 /// Flags of `tmem disk stats`.

@@ -162,10 +162,84 @@ fn a_full_disk_says_so_at_once_and_loses_nothing() {
     check(&mut client, &pages[1024..]);
     let used = disk.figure("used_bytes");
     let resident = common::resident_bytes(disk.pid());
-    say(&format!(
-        "full disk of 24 MiB: {stored} bytes stored, {used} said, {resident} resident, slowest {slowest:?}"
-    ));
+    say(&format!("full disk of 24 MiB: {stored} bytes stored, {used} said, {resident} resident, slowest {slowest:?}"));
     assert!(used <= 24 * MIB, "{used}");
+    disk.stop();
+}
+
+#[test]
+fn what_ram_has_no_room_for_goes_to_disk_and_comes_back() {
+    let dir = common::folder("disk-spill");
+    let file = dir.join("spill");
+    let spill = format!("{}:64M", file.display());
+    let disk = Disk::start(&["--size", "1G", "--ram", "24M", "--spill", &spill]);
+    let mut client = Nbd::open(&disk);
+    let mut random = Random::new(6);
+    let mut pages = Vec::new();
+    while pages.len() < 16_000 {
+        let page = noise(&mut random);
+        match client.write((pages.len() * PAGE) as u64, &page) {
+            0 => pages.push(page),
+            errno => {
+                assert_eq!(errno, ENOSPC);
+                break;
+            }
+        }
+    }
+    let stored = (pages.len() * PAGE) as u64;
+    assert!(stored > 56 * MIB, "{stored} bytes were taken");
+    assert!(disk.figure("spilled_bytes") > 32 * MIB && disk.figure("used_bytes") <= 24 * MIB, "{}", disk.stats());
+    assert_eq!(client.write(1 << 29, &[7; 4096]), 0, "what takes no room");
+    for (at, page) in pages.iter().enumerate() {
+        assert!(client.read((at * PAGE) as u64, PAGE as u32).unwrap() == *page, "page {at}");
+    }
+    let whole = client.read(0, 16 << 20).unwrap();
+    assert!(whole == pages[..4096].concat());
+    for (at, page) in pages.iter_mut().enumerate().step_by(7) {
+        let new = noise(&mut random);
+        if client.write((at * PAGE) as u64, &new) == 0 {
+            *page = new;
+        }
+    }
+    for (at, page) in pages.iter().enumerate() {
+        assert!(client.read((at * PAGE) as u64, PAGE as u32).unwrap() == *page, "page {at}, overwritten or not");
+    }
+    assert_eq!(client.trim(0, 1 << 30), 0);
+    assert_eq!(disk.figure("stored_bytes"), 0);
+    disk.stop();
+    assert!(!file.exists(), "the spill file is left behind");
+}
+
+#[test]
+fn a_disk_below_that_fails_gives_errors_and_never_wrong_bytes() {
+    let dir = common::folder("disk-faults");
+    let faults = "write=1/7,torn=1/9,delay-read=3ms@1/50,corrupt=1/40,read=1/50";
+    let spill = format!("{}:64M", dir.display());
+    let disk = Disk::start(&["--size", "1G", "--ram", "16M", "--spill", &spill, "--spill-faults", faults]);
+    let mut client = Nbd::open(&disk);
+    let mut random = Random::new(6);
+    let pages: Vec<_> = (0..6000).map(|_| noise(&mut random)).collect();
+    let taken: Vec<_> = (0_u64..).zip(&pages).filter(|(at, page)| client.write(at * PAGE as u64, page) == 0).collect();
+    let mut failed = 0;
+    for (at, page) in &taken {
+        match client.read(at * PAGE as u64, PAGE as u32) {
+            Ok(got) => assert!(got == **page, "page {at}"),
+            Err(errno) => {
+                assert_eq!(errno, 5, "EIO");
+                failed += 1;
+            }
+        }
+    }
+    say(&format!(
+        "{} of 6000 pages taken, {failed} reads failed, {} writes failed",
+        taken.len(),
+        disk.figure("spill_write_failures")
+    ));
+    assert!(failed > 0 && failed < taken.len() / 4);
+    // What could not be read is there all the same, where only the reading went wrong.
+    let again =
+        taken.iter().filter(|(at, page)| client.read(at * PAGE as u64, PAGE as u32).is_ok_and(|got| got == **page));
+    assert!(again.count() > taken.len() * 9 / 10);
     disk.stop();
 }
 

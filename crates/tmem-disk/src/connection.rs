@@ -5,7 +5,7 @@
 //! waits for anything, what it has is sent. A client that does not read its answers stops its own thread and nobody else's.
 //! Long reads and writes go through the two buffers piece by piece: a connection takes the same memory whatever is asked.
 
-use std::io;
+use std::io::{self, Read, Write};
 use std::sync::atomic::Ordering::Relaxed;
 
 use crate::export::{Export, Held};
@@ -13,7 +13,6 @@ use crate::input::Input;
 use crate::negotiate::broken;
 use crate::output::{OUTPUT_BYTES, Output};
 use crate::protocol::{Action, ChunkKind, Errno, Extent, Refusal, Request, Terms, chunk_head, simple_head};
-use crate::stream::Stream;
 
 /// Bytes of a connection's buffers and of its thread.
 pub const CONNECTION_BYTES: u64 = (crate::input::INPUT_BYTES + OUTPUT_BYTES + (48 << 10)) as u64;
@@ -27,8 +26,8 @@ const EXTENTS_MAX: usize = 1024;
 
 const _: () = assert!(32 + PIECE_BYTES as usize <= OUTPUT_BYTES && EXTENTS_MAX * Extent::BYTES <= PIECE_BYTES as usize);
 
-struct Connection<'a> {
-    stream: &'a Stream,
+struct Connection<'a, S> {
+    stream: &'a mut S,
     export: &'a Export,
     terms: Terms,
     input: Input,
@@ -39,7 +38,7 @@ struct Connection<'a> {
 ///
 /// # Errors
 /// When the connection fails or what comes is no NBD.
-pub fn serve(stream: &Stream, export: &Export, terms: Terms) -> io::Result<()> {
+pub fn serve(stream: &mut (impl Read + Write), export: &Export, terms: Terms) -> io::Result<()> {
     let mut connection = Connection { stream, export, terms, input: Input::new(), output: Output::new() };
     while let Some(request) = connection.next()? {
         if !connection.answer(request)? {
@@ -49,9 +48,9 @@ pub fn serve(stream: &Stream, export: &Export, terms: Terms) -> io::Result<()> {
     connection.send()
 }
 
-impl Connection<'_> {
+impl<S: Read + Write> Connection<'_, S> {
     fn send(&mut self) -> io::Result<()> {
-        self.output.send(&mut &*self.stream)
+        self.output.send(self.stream)
     }
 
     /// Waits until so much has arrived, and sends what there is if that takes waiting.
@@ -59,7 +58,7 @@ impl Connection<'_> {
         if self.input.held().len() < bytes {
             self.send()?;
         }
-        self.input.wait_for(bytes, &mut &*self.stream)
+        self.input.wait_for(bytes, self.stream)
     }
 
     fn next(&mut self) -> io::Result<Option<Request>> {
@@ -131,7 +130,7 @@ impl Connection<'_> {
     }
 
     fn push(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.output.push(bytes, &mut &*self.stream)
+        self.output.push(bytes, self.stream)
     }
 
     fn succeed(&mut self, request: Request) -> io::Result<()> {
@@ -208,7 +207,7 @@ impl Connection<'_> {
                 (false, true) => 16,
                 (false, false) => 0,
             };
-            let room = self.output.room(head_bytes + piece as usize, &mut &*self.stream)?;
+            let room = self.output.room(head_bytes + piece as usize, self.stream)?;
             let (head, data) = room.split_at_mut(head_bytes);
             let held = match self.export.read(at, data) {
                 Ok(held) => held,
@@ -231,7 +230,7 @@ impl Connection<'_> {
                 self.output.add(head_bytes + piece as usize);
             } else {
                 let (hole, bytes) = chunk_head(request.cookie, last, ChunkKind::Hole { offset: at, bytes: piece });
-                self.output.push(&hole[..bytes], &mut &*self.stream)?;
+                self.output.push(&hole[..bytes], self.stream)?;
             }
             at += u64::from(piece);
         }

@@ -48,13 +48,15 @@ pub struct Export {
     pub read_only: bool,
     pub tally: Tally,
     store: Arc<Store>,
+    /// There is a spill file.
+    spills: bool,
     pool: PoolId,
     stripes: Stripes,
 }
 
 impl Export {
     /// An empty disk.
-    pub fn new(store: &Arc<Store>, options: &ExportOptions) -> Result<Self, Error> {
+    pub fn new(store: &Arc<Store>, spills: bool, options: &ExportOptions) -> Result<Self, Error> {
         let refused = |e: tmem::Error| Error::new(format!("no room for the export '{}': {e}", options.name));
         let pool = store.create_pool(PoolKind::Persistent, PoolOptions::default()).map_err(refused)?;
         Ok(Self {
@@ -63,6 +65,7 @@ impl Export {
             read_only: options.read_only,
             tally: Tally::default(),
             store: Arc::clone(store),
+            spills,
             pool,
             stripes: Stripes::new(),
         })
@@ -180,7 +183,7 @@ impl Export {
 
     /// Brings back to RAM what is on disk, as far as there is room.
     pub fn cache(&self, offset: u64, bytes: u64) -> Result<(), Refusal> {
-        if self.store.stats().spill.bytes_max == 0 {
+        if !self.spills {
             return Ok(());
         }
         let mut page = ZEROES;
@@ -271,7 +274,7 @@ mod tests {
     fn export(size_bytes: u64) -> Export {
         let store = Arc::new(Store::new(Config::new(8 << 20)).unwrap());
         let options = ExportOptions { name: String::new(), size_bytes, read_only: false };
-        Export::new(&store, &options).unwrap()
+        Export::new(&store, false, &options).unwrap()
     }
 
     fn extents(export: &Export, offset: u64, bytes: u64) -> Vec<(u32, bool)> {

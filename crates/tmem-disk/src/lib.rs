@@ -15,11 +15,12 @@ mod input;
 mod negotiate;
 mod options;
 mod output;
-#[doc(hidden)]
-pub mod protocol;
+mod protocol;
 mod server;
 mod stream;
 mod stripes;
+#[doc(hidden)]
+pub mod testing;
 mod upkeep;
 
 pub use address::Address;

@@ -11,7 +11,6 @@ use crate::protocol::{
     Asked, Broken, CONTEXT, CONTEXT_ID, ClientFlags, Info, OptionHead, Terms, greeting, option, option_reply,
     transmission as flag,
 };
-use crate::stream::Stream;
 
 /// How long a client may take for a word of the handshake.
 pub const PATIENCE: Duration = Duration::from_secs(10);
@@ -37,9 +36,9 @@ pub enum Agreed {
     Left,
 }
 
-struct Talk<'a> {
+struct Talk<'a, S> {
     house: &'a dyn House,
-    stream: &'a Stream,
+    stream: &'a mut S,
     no_zeroes: bool,
     structured: bool,
     /// The export for which contexts were chosen.
@@ -50,12 +49,12 @@ struct Talk<'a> {
 ///
 /// # Errors
 /// When the connection fails, or what comes is no NBD ([`ErrorKind::InvalidData`]).
-pub fn negotiate(mut stream: &Stream, house: &dyn House) -> io::Result<Agreed> {
+pub fn negotiate(stream: &mut (impl Read + Write), house: &dyn House) -> io::Result<Agreed> {
     stream.write_all(&greeting())?;
     let flags = ClientFlags::decode(read(stream)?).map_err(broken)?;
     let mut talk = Talk { house, stream, no_zeroes: flags.no_zeroes, structured: false, allocation_of: None };
     for _ in 0..OPTIONS_MAX {
-        let head = OptionHead::decode(&read(stream)?).map_err(broken)?;
+        let head = OptionHead::decode(&read(talk.stream)?).map_err(broken)?;
         if !flags.fixed && head.code != option::EXPORT_NAME {
             return Err(broken(Broken("options without fixed newstyle")));
         }
@@ -71,12 +70,12 @@ pub fn broken(Broken(why): Broken) -> io::Error {
     io::Error::new(ErrorKind::InvalidData, why)
 }
 
-fn read<const N: usize>(mut stream: &Stream) -> io::Result<[u8; N]> {
+fn read<const N: usize>(stream: &mut impl Read) -> io::Result<[u8; N]> {
     let mut bytes = [0; N];
     stream.read_exact(&mut bytes).map(|()| bytes)
 }
 
-impl Talk<'_> {
+impl<S: Read + Write> Talk<'_, S> {
     fn answer(&mut self, head: OptionHead) -> io::Result<Option<Agreed>> {
         let code = head.code;
         if head.bytes > OPTION_BYTES_MAX {
@@ -85,8 +84,7 @@ impl Talk<'_> {
             return Ok(None);
         }
         let mut data = vec![0; head.bytes as usize];
-        let mut stream = self.stream;
-        stream.read_exact(&mut data)?;
+        self.stream.read_exact(&mut data)?;
         match Asked::decode(code, &data) {
             Ok(Asked::ExportName(name)) => return self.export_by_name(name).map(Some),
             Err(why) if code == option::EXPORT_NAME => return Err(broken(Broken(why))),
@@ -109,6 +107,10 @@ impl Talk<'_> {
                 self.say(code, option_reply::FIGURES, &self.house.figures())?;
                 self.say(code, option_reply::ACK, &[])?;
             }
+            Ok(Asked::StartTls) => {
+                let why = "there is no TLS here: use a socket in the file system, or a tunnel";
+                self.refuse(code, option_reply::ERR_UNSUP, why)?;
+            }
             Ok(Asked::Unknown) => self.refuse(code, option_reply::ERR_UNSUP, "there is no such option here")?,
         }
         Ok(None)
@@ -121,31 +123,29 @@ impl Talk<'_> {
         }
         let mut some = [0; 4096];
         let mut left = bytes as usize;
-        let mut stream = self.stream;
         while left > 0 {
             let part = left.min(some.len());
-            stream.read_exact(&mut some[..part])?;
+            self.stream.read_exact(&mut some[..part])?;
             left -= part;
         }
         Ok(())
     }
 
-    fn say(&self, code: u32, kind: u32, data: &[u8]) -> io::Result<()> {
-        let mut stream = self.stream;
-        stream.write_all(&option_reply::encode(code, kind, data))
+    fn say(&mut self, code: u32, kind: u32, data: &[u8]) -> io::Result<()> {
+        self.stream.write_all(&option_reply::encode(code, kind, data))
     }
 
-    fn refuse(&self, code: u32, kind: u32, why: &str) -> io::Result<()> {
+    fn refuse(&mut self, code: u32, kind: u32, why: &str) -> io::Result<()> {
         self.say(code, kind, why.as_bytes())
     }
 
-    fn find(&self, name: &str) -> Option<&Arc<Export>> {
+    fn find(&self, name: &str) -> Option<Arc<Export>> {
         let exports = self.house.exports();
         let named = exports.iter().find(|export| export.name == name);
-        named.or_else(|| exports.first().filter(|_| name.is_empty()))
+        named.or_else(|| exports.first().filter(|_| name.is_empty())).cloned()
     }
 
-    fn agree(&self, export: &Arc<Export>) -> Agreed {
+    fn agree(&self, export: Arc<Export>) -> Agreed {
         let allocation = self.allocation_of.as_ref().is_some_and(|name| *name == export.name);
         let terms = Terms {
             size_bytes: export.size_bytes,
@@ -153,7 +153,7 @@ impl Talk<'_> {
             structured: self.structured,
             allocation,
         };
-        Agreed::Export(Arc::clone(export), terms)
+        Agreed::Export(export, terms)
     }
 
     fn flags(&self, export: &Export) -> u16 {
@@ -175,20 +175,19 @@ impl Talk<'_> {
     }
 
     /// The old way, which has no answer for a name that there is not.
-    fn export_by_name(&self, name: &str) -> io::Result<Agreed> {
+    fn export_by_name(&mut self, name: &str) -> io::Result<Agreed> {
         let Some(export) = self.find(name) else {
             return Err(broken(Broken("an export that there is not")));
         };
-        let mut answer = Info::export(export.size_bytes, self.flags(export)).split_off(2);
+        let mut answer = Info::export(export.size_bytes, self.flags(&export)).split_off(2);
         if !self.no_zeroes {
             answer.resize(answer.len() + 124, 0);
         }
-        let mut stream = self.stream;
-        stream.write_all(&answer)?;
+        self.stream.write_all(&answer)?;
         Ok(self.agree(export))
     }
 
-    fn list(&self, code: u32) -> io::Result<()> {
+    fn list(&mut self, code: u32) -> io::Result<()> {
         for export in self.house.exports() {
             let name = export.name.as_bytes();
             self.say(code, option_reply::SERVER, &[&(name.len() as u32).to_be_bytes()[..], name].concat())?;
@@ -197,7 +196,7 @@ impl Talk<'_> {
     }
 
     fn export(
-        &self,
+        &mut self,
         code: u32,
         name: &str,
         go: bool,
@@ -208,7 +207,7 @@ impl Talk<'_> {
             self.refuse(code, option_reply::ERR_UNKNOWN, "there is no such export: NBD_OPT_LIST names all")?;
             return Ok(None);
         };
-        self.say(code, option_reply::INFO, &Info::export(export.size_bytes, self.flags(export)))?;
+        self.say(code, option_reply::INFO, &Info::export(export.size_bytes, self.flags(&export)))?;
         self.say(code, option_reply::INFO, &Info::block_size())?;
         if wants_name {
             self.say(code, option_reply::INFO, &Info::Name.text(&export.name))?;

@@ -14,7 +14,7 @@ pub struct ExportOptions {
 }
 
 /// Settings of a server.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Options {
     /// Bytes of RAM that all of it may take: stored pages, index, buffers of connections, the program's own.
     pub ram_bytes: u64,
@@ -22,4 +22,6 @@ pub struct Options {
     pub exports: Vec<ExportOptions>,
     /// Where to listen.
     pub listen: Address,
+    /// Where packed blocks go that RAM has no room for.
+    pub spill: Option<tmem::Spill>,
 }

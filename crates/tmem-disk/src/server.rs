@@ -49,6 +49,8 @@ struct Shared {
     store: Arc<Store>,
     exports: Vec<Arc<Export>>,
     ram_bytes: u64,
+    /// There is a spill file.
+    spills: bool,
     /// What is not for the store, with no connection.
     fixed_bytes: u64,
     open: Mutex<HashMap<u64, Arc<Stream>>>,
@@ -67,21 +69,27 @@ impl Server {
     ///
     /// # Errors
     /// When the options do not fit together, or the address is taken.
-    pub fn bind(options: &Options) -> Result<Self, Error> {
-        check(options)?;
+    pub fn bind(options: Options) -> Result<Self, Error> {
+        check(&options)?;
         let fixed_bytes = OWN_BYTES + options.exports.len() as u64 * Stripes::BYTES;
         let store_bytes = options.ram_bytes - fixed_bytes - CONNECTIONS_READY * CONNECTION_BYTES;
         // A full disk can be overwritten: each size of packed blocks may need a frame more for that.
         let config = Config::new(store_bytes).overwrite_bytes((store_bytes / 64).clamp(256 << 10, 8 << 20));
         let no_store = |e| Error::new(format!("no store of {store_bytes} bytes can be made: {e}"));
         let store = Arc::new(Store::new(config).map_err(no_store)?);
-        let exports = options.exports.iter().map(|options| Export::new(&store, options).map(Arc::new));
+        let spills = options.spill.is_some();
+        if let Some(spill) = options.spill {
+            let refused = |e| Error::new(format!("the spill file cannot be used: {e}"));
+            store.add_spill(spill).map_err(refused)?;
+        }
+        let exports = options.exports.iter().map(|options| Export::new(&store, spills, options).map(Arc::new));
         let exports = exports.collect::<Result<Vec<_>, _>>()?;
         let listener = Listener::bind(&options.listen)?;
         let shared = Shared {
             store,
             exports,
             ram_bytes: options.ram_bytes,
+            spills,
             fixed_bytes,
             open: Mutex::default(),
             stopping: AtomicBool::new(false),
@@ -108,7 +116,7 @@ impl Server {
         let shared = &self.shared;
         let upkeep = {
             let shared = Arc::clone(shared);
-            let keep_up = move || upkeep::keep_up(&shared.store, &shared.stopping);
+            let keep_up = move || upkeep::keep_up(&shared.store, shared.spills, &shared.stopping);
             let spawned = thread::Builder::new().name("tmem-upkeep".to_owned()).spawn(keep_up);
             spawned.map_err(|e| Error::new(format!("no thread can be started: {e}")))?
         };
@@ -240,11 +248,11 @@ impl Shared {
     fn talk(&self, stream: &Stream) -> io::Result<()> {
         stream.prepare()?;
         stream.set_patience(Some(PATIENCE))?;
-        match negotiate(stream, self)? {
+        match negotiate(&mut &*stream, self)? {
             Agreed::Left => Ok(()),
             Agreed::Export(export, terms) => {
                 stream.set_patience(None)?;
-                connection::serve(stream, &export, terms)
+                connection::serve(&mut &*stream, &export, terms)
             }
         }
     }

@@ -1,4 +1,5 @@
-//! What is done beside the clients' requests: holes are closed, and blocks that nobody uses are packed again with their neighbours.
+//! What is done beside the clients' requests: holes are closed, room is made ahead of need where blocks can be spilled, and blocks that
+//! nobody uses are packed again with their neighbours.
 
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::thread;
@@ -15,11 +16,21 @@ const IDLE_LOOKS: u32 = 20;
 /// Between two walks over the whole store: a block is cold when two of them have found it unused.
 const PAUSE_LOOKS: u32 = 200;
 
+/// Between two steps of spilling, so many of them to a look.
+const SPILL_STEP: Duration = Duration::from_millis(5);
+
 /// Looks after the store until it is told to stop.
-pub fn keep_up(store: &Store, stopping: &AtomicBool) {
+pub fn keep_up(store: &Store, spills: bool, stopping: &AtomicBool) {
     let (mut seen, mut idle, mut pause) = (0, 0, PAUSE_LOOKS);
     while !stopping.load(Relaxed) {
-        thread::park_timeout(LOOK);
+        if spills {
+            for _ in 0..LOOK.as_millis() / SPILL_STEP.as_millis() {
+                thread::park_timeout(SPILL_STEP);
+                store.balance(None);
+            }
+        } else {
+            thread::park_timeout(LOOK);
+        }
         let stats = store.stats();
         let now = stats.puts + stats.gets + stats.flushed;
         idle = if now == seen { idle + 1 } else { 0 };

@@ -22,12 +22,20 @@ pub struct Disk {
 impl Disk {
     /// Starts `tmem disk` with these words and a socket.
     pub fn start(words: &[&str]) -> Self {
+        Self::start_at("unix:", words)
+    }
+
+    /// Starts `tmem disk` with these words at an address; `unix:` alone is a socket in the folder.
+    pub fn start_at(listen: &str, words: &[&str]) -> Self {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         // The path of a socket must be short.
         let name = format!("tmem-disk-{}-{}", std::process::id(), NUMBER.fetch_add(1, Relaxed));
         let folder = std::env::temp_dir().join(name);
         std::fs::create_dir_all(&folder).unwrap();
-        let listen = format!("unix:{}", folder.join("socket").display());
+        let listen = match listen {
+            "unix:" => format!("unix:{}", folder.join("socket").display()),
+            address => address.to_owned(),
+        };
         let words = [&["disk", "--listen", &listen], words].concat();
         let mut child = tmem_command(&words).stdout(Stdio::piped()).spawn().unwrap();
         let out = BufReader::new(child.stdout.take().unwrap());

@@ -162,6 +162,8 @@ pub enum Asked<'a> {
         /// It asks for a description.
         wants_description: bool,
     },
+    /// TLS.
+    StartTls,
     /// Answers in chunks.
     StructuredReply,
     /// Metadata contexts of an export; or to have them from now on.
@@ -191,6 +193,7 @@ impl<'a> Asked<'a> {
             option::ABORT => Ok(Self::Abort),
             option::LIST => nothing(Self::List),
             option::STRUCTURED_REPLY => nothing(Self::StructuredReply),
+            option::STARTTLS => nothing(Self::StartTls),
             option::FIGURES => nothing(Self::Figures),
             option::INFO | option::GO => Self::export(data, code == option::GO),
             option::LIST_META_CONTEXT | option::SET_META_CONTEXT => Self::meta(data, code == option::SET_META_CONTEXT),

@@ -7,9 +7,7 @@ mod handshake;
 mod reply;
 mod request;
 
-pub use handshake::{
-    Asked, ClientFlags, Info, MetaQueries, NAME_BYTES_MAX, OptionHead, greeting, option, option_reply,
-};
+pub use handshake::{Asked, ClientFlags, Info, NAME_BYTES_MAX, OptionHead, greeting, option, option_reply};
 pub use reply::{ChunkKind, Extent, chunk_head, simple_head};
 pub use request::{Action, Request, Terms};
 
