@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use tmem::{Key, ObjectId, PAGE_SIZE, Page, PoolId, PoolKind, PoolOptions, Store};
+use tmem::{Key, Location, ObjectId, PAGE_SIZE, Page, PoolId, PoolKind, PoolOptions, Store};
 
 use crate::error::Error;
 use crate::options::ExportOptions;
@@ -76,6 +76,11 @@ impl Export {
         self.store.pool_stats(self.pool).unwrap_or_default()
     }
 
+    /// Whether the page at `offset` has to be fetched from disk.
+    pub fn is_spilled(&self, offset: u64) -> bool {
+        self.spills && self.store.location(self.key(offset / PAGE)) == Some(Location::Spilled)
+    }
+
     fn key(&self, page: u64) -> Key {
         Key::new(self.pool, page / OBJECT_PAGES, (page % OBJECT_PAGES) as u32)
     }
@@ -87,6 +92,12 @@ impl Export {
         let mut left = out;
         while !left.is_empty() {
             let (page, within) = (at / PAGE, (at % PAGE) as usize);
+            let fetched = if self.spills && within == 0 { self.get_many(page, left)? } else { 0 };
+            if fetched > 0 {
+                held = Held::Data;
+                (at, left) = (at + fetched as u64, &mut left[fetched..]);
+                continue;
+            }
             let bytes = left.len().min(PAGE_SIZE - within);
             let (part, rest) = left.split_at_mut(bytes);
             let found = match <&mut Page>::try_from(&mut *part) {
@@ -229,6 +240,13 @@ impl Export {
             from += last - first;
         }
         None
+    }
+
+    /// Reads the pages from `page` on that are stored, up to the first that is not, neighbours on disk together. Says how many bytes.
+    fn get_many(&self, page: u64, out: &mut [u8]) -> Result<usize, Refusal> {
+        let (pages, _) = out.as_chunks_mut::<PAGE_SIZE>();
+        let found = if pages.len() < 2 { 0 } else { self.store.get_range(self.key(page), pages).map_err(refusal)? };
+        Ok(found * PAGE_SIZE)
     }
 
     fn get(&self, page: u64, out: &mut Page) -> Result<bool, Refusal> {

@@ -10,6 +10,7 @@ mod client;
 mod connection;
 mod error;
 mod export;
+mod fetch;
 mod figures;
 mod input;
 mod negotiate;

@@ -1,53 +1,71 @@
 //! Answers that are not sent yet: one buffer, sent when it is full or when there is nothing else to do.
 
 use std::io::{self, Write};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Bytes of the buffer.
 pub const OUTPUT_BYTES: usize = 128 << 10;
 
-/// Answers that are not sent yet.
-pub struct Output {
+/// The way to the client, which the threads of a connection share.
+pub struct Replies<W>(Mutex<Output<W>>);
+
+struct Output<W> {
+    to: W,
     bytes: Box<[u8]>,
     used: usize,
 }
 
-impl Output {
-    pub fn new() -> Self {
-        Self { bytes: vec![0; OUTPUT_BYTES].into_boxed_slice(), used: 0 }
+impl<W: Write> Replies<W> {
+    pub fn new(to: W) -> Self {
+        Self(Mutex::new(Output { to, bytes: vec![0; OUTPUT_BYTES].into_boxed_slice(), used: 0 }))
     }
 
-    /// Sends all of it.
-    pub fn send(&mut self, to: &mut impl Write) -> io::Result<()> {
-        if self.used > 0 {
-            to.write_all(&self.bytes[..self.used])?;
-            self.used = 0;
+    /// As long as it is held nobody else answers, so that what belongs together stays together.
+    pub fn lock(&self) -> Sending<'_, W> {
+        // Whoever panicked has added nothing that was not whole.
+        Sending(self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// The way to the client, for one of the threads.
+pub struct Sending<'a, W>(MutexGuard<'a, Output<W>>);
+
+impl<W: Write> Sending<'_, W> {
+    /// Sends all that waits.
+    pub fn send(&mut self) -> io::Result<()> {
+        let Output { to, bytes, used } = &mut *self.0;
+        if *used > 0 {
+            // What fails is not sent again: the connection is over.
+            let waiting = std::mem::take(used);
+            to.write_all(&bytes[..waiting])?;
         }
         Ok(())
+    }
+
+    /// Sends what waits if it is at least so much.
+    pub fn send_if(&mut self, bytes: usize) -> io::Result<()> {
+        if self.0.used >= bytes { self.send() } else { Ok(()) }
     }
 
     /// Room for `bytes` more, to be filled before anything else is added. What stands there already is anything.
-    pub fn room(&mut self, bytes: usize, to: &mut impl Write) -> io::Result<&mut [u8]> {
-        if self.used + bytes > OUTPUT_BYTES {
-            self.send(to)?;
+    pub fn room(&mut self, bytes: usize) -> io::Result<&mut [u8]> {
+        if self.0.used + bytes > OUTPUT_BYTES {
+            self.send()?;
         }
-        Ok(&mut self.bytes[self.used..][..bytes])
+        let used = self.0.used;
+        Ok(&mut self.0.bytes[used..][..bytes])
     }
 
-    /// What was filled of the room counts.
+    /// The first bytes of the room were filled and count.
     pub fn add(&mut self, bytes: usize) {
-        self.used += bytes;
-        debug_assert!(self.used <= OUTPUT_BYTES);
+        self.0.used += bytes;
+        debug_assert!(self.0.used <= OUTPUT_BYTES);
     }
 
     /// Adds bytes.
-    pub fn push(&mut self, bytes: &[u8], to: &mut impl Write) -> io::Result<()> {
-        self.room(bytes.len(), to)?.copy_from_slice(bytes);
+    pub fn push(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.room(bytes.len())?.copy_from_slice(bytes);
         self.add(bytes.len());
         Ok(())
-    }
-
-    /// Bytes that wait.
-    pub fn waiting(&self) -> usize {
-        self.used
     }
 }

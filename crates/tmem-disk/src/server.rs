@@ -16,6 +16,7 @@ use crate::address::{Address, Listener};
 use crate::connection::{self, CONNECTION_BYTES};
 use crate::error::Error;
 use crate::export::Export;
+use crate::fetch::FETCHERS_BYTES;
 use crate::figures::{ExportFigures, Figures};
 use crate::negotiate::{Agreed, House, PATIENCE, negotiate};
 use crate::options::Options;
@@ -28,7 +29,7 @@ const CONNECTIONS_MAX: usize = 128;
 /// For so many of them there is room from the start; more of them take it from the store.
 const CONNECTIONS_READY: u64 = 8;
 /// What the program takes beside the store and connections.
-const OWN_BYTES: u64 = 2 << 20;
+const OWN_BYTES: u64 = 1 << 20;
 /// The least that is good for something.
 const RAM_BYTES_MIN: u64 = 16 << 20;
 /// How long answers that are under way are waited for at the end.
@@ -72,7 +73,8 @@ impl Server {
     pub fn bind(options: Options) -> Result<Self, Error> {
         check(&options)?;
         let fixed_bytes = OWN_BYTES + options.exports.len() as u64 * Stripes::BYTES;
-        let store_bytes = options.ram_bytes - fixed_bytes - CONNECTIONS_READY * CONNECTION_BYTES;
+        let store_bytes =
+            options.ram_bytes - fixed_bytes - CONNECTIONS_READY * connection_bytes(options.spill.is_some());
         // A full disk can be overwritten: each size of packed blocks may need a frame more for that.
         let config = Config::new(store_bytes).overwrite_bytes((store_bytes / 64).clamp(256 << 10, 8 << 20));
         let no_store = |e| Error::new(format!("no store of {store_bytes} bytes can be made: {e}"));
@@ -186,6 +188,11 @@ impl Server {
     }
 }
 
+/// What a connection takes.
+fn connection_bytes(spills: bool) -> u64 {
+    CONNECTION_BYTES + if spills { FETCHERS_BYTES } else { 0 }
+}
+
 fn check(options: &Options) -> Result<(), Error> {
     if options.ram_bytes < RAM_BYTES_MIN {
         return Err(Error::new(format!("--ram {} is too little: 16M is the least that works", options.ram_bytes)));
@@ -235,7 +242,7 @@ impl Shared {
     }
 
     fn beside_store(&self, connections: u64) -> u64 {
-        self.fixed_bytes + connections * CONNECTION_BYTES
+        self.fixed_bytes + connections * connection_bytes(self.spills)
     }
 
     /// The store has what so many connections leave.
@@ -252,7 +259,7 @@ impl Shared {
             Agreed::Left => Ok(()),
             Agreed::Export(export, terms) => {
                 stream.set_patience(None)?;
-                connection::serve(&mut &*stream, &export, terms)
+                connection::serve(&mut &*stream, stream, &export, terms)
             }
         }
     }

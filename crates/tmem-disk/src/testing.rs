@@ -36,22 +36,34 @@ impl House for Target {
 }
 
 /// A client that has said all it will, and takes any answer.
-struct Said<'a> {
-    bytes: &'a [u8],
-    answered: usize,
+struct Said<'a>(&'a [u8], Taken);
+
+/// Where answers go.
+struct Taken {
+    bytes: usize,
 }
 
 impl Read for Said<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        self.bytes.read(buffer)
+        self.0.read(buffer)
     }
 }
 
 impl Write for Said<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.answered += bytes.len();
+        self.1.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Write for Taken {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.bytes += bytes.len();
         // Enough for anybody: some commands ask for gigabytes.
-        if self.answered > 64 << 20 { Err(io::ErrorKind::BrokenPipe.into()) } else { Ok(bytes.len()) }
+        if self.bytes > 64 << 20 { Err(io::ErrorKind::BrokenPipe.into()) } else { Ok(bytes.len()) }
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -61,17 +73,17 @@ impl Write for Said<'_> {
 
 /// A whole session: handshake and commands.
 pub fn session(target: &Target, bytes: &[u8]) {
-    let mut said = Said { bytes, answered: 0 };
+    let mut said = Said(bytes, Taken { bytes: 0 });
     if let Ok(Agreed::Export(export, terms)) = negotiate(&mut said, target) {
         // That it ends is all that is asked.
-        let _ = connection::serve(&mut said, &export, terms);
+        let _ = connection::serve(&mut said.0, said.1, &export, terms);
     }
 }
 
 /// Commands after a handshake as it should be.
 pub fn commands(target: &Target, bytes: &[u8]) {
     let terms = Terms { size_bytes: SIZE_BYTES, read_only: false, structured: true, allocation: true };
-    let _ = connection::serve(&mut Said { bytes, answered: 0 }, &target.0[0], terms);
+    let _ = connection::serve(&mut { bytes }, Taken { bytes: 0 }, &target.0[0], terms);
 }
 
 /// Reads bytes as each thing that a client can send.
