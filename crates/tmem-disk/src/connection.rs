@@ -6,7 +6,7 @@
 //! commands behind it need not wait. A client that does not read its answers stops its own threads and nobody else's.
 //! Long reads and writes go through the two buffers piece by piece: a connection takes the same memory whatever is asked.
 
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::sync::atomic::Ordering::Relaxed;
 
 use crate::export::{Export, Held};
@@ -14,6 +14,7 @@ use crate::fetch::Fetchers;
 use crate::input::Input;
 use crate::negotiate::broken;
 use crate::output::{OUTPUT_BYTES, Replies, Sending};
+use crate::polling::Hear;
 use crate::protocol::{Action, ChunkKind, Errno, Extent, Refusal, Request, Terms, chunk_head, simple_head};
 
 /// Bytes of a connection's buffers and of its thread.
@@ -43,7 +44,7 @@ pub struct Connection<'a, W> {
 ///
 /// # Errors
 /// When the connection fails or what comes is no NBD.
-pub fn serve(from: &mut impl Read, to: impl Write + Send, export: &Export, terms: Terms) -> io::Result<()> {
+pub fn serve(from: &mut impl Hear, to: impl Write + Send, export: &Export, terms: Terms) -> io::Result<()> {
     let connection = Connection { export, terms, replies: Replies::new(to) };
     // What is being fetched is answered before the scope ends.
     std::thread::scope(|scope| {
@@ -66,7 +67,7 @@ struct Hearing<'a, 'scope, 'env, R, W> {
     fetchers: Fetchers<'scope, 'env, W>,
 }
 
-impl<R: Read, W: Write + Send> Hearing<'_, '_, '_, R, W> {
+impl<R: Hear, W: Write + Send> Hearing<'_, '_, '_, R, W> {
     /// Waits until so much has arrived, and sends what there is if that takes waiting.
     fn wait_for(&mut self, bytes: usize) -> io::Result<bool> {
         if self.input.held().len() < bytes {

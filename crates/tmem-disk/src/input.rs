@@ -1,6 +1,8 @@
 //! What a client sent and nobody has looked at yet: one buffer, filled by reads as large as they come.
 
-use std::io::{self, Read};
+use std::io;
+
+use crate::polling::{Hear, Polling};
 
 /// Bytes of the buffer.
 pub const INPUT_BYTES: usize = 128 << 10;
@@ -10,11 +12,12 @@ pub struct Input {
     bytes: Box<[u8]>,
     from: usize,
     to: usize,
+    polling: Polling,
 }
 
 impl Input {
     pub fn new() -> Self {
-        Self { bytes: vec![0; INPUT_BYTES].into_boxed_slice(), from: 0, to: 0 }
+        Self { bytes: vec![0; INPUT_BYTES].into_boxed_slice(), from: 0, to: 0, polling: Polling::new() }
     }
 
     /// What is there.
@@ -35,14 +38,14 @@ impl Input {
     ///
     /// # Errors
     /// When the connection fails, or ends in the middle.
-    pub fn wait_for(&mut self, bytes: usize, from: &mut impl Read) -> io::Result<bool> {
+    pub fn wait_for(&mut self, bytes: usize, from: &mut impl Hear) -> io::Result<bool> {
         debug_assert!(bytes <= INPUT_BYTES);
         if self.from + bytes > INPUT_BYTES {
             self.bytes.copy_within(self.from..self.to, 0);
             (self.from, self.to) = (0, self.to - self.from);
         }
         while self.held().len() < bytes {
-            match from.read(&mut self.bytes[self.to..]) {
+            match self.polling.read(from, &mut self.bytes[self.to..]) {
                 Ok(0) if self.held().is_empty() => return Ok(false),
                 Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
                 Ok(more) => self.to += more,

@@ -16,6 +16,7 @@ mod input;
 mod negotiate;
 mod options;
 mod output;
+mod polling;
 mod protocol;
 mod server;
 mod stream;

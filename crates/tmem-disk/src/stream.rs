@@ -5,6 +5,10 @@ use std::net::{Shutdown, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
+use rustix::net::{RecvFlags, recv};
+
+use crate::polling::Hear;
+
 /// A connection of either kind.
 pub enum Stream {
     Unix(UnixStream),
@@ -44,6 +48,16 @@ impl Read for &Stream {
             Stream::Unix(stream) => (&*stream).read(buffer),
             Stream::Tcp(stream) => (&*stream).read(buffer),
         }
+    }
+}
+
+impl Hear for &Stream {
+    fn read_now(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let (bytes, _) = match self {
+            Stream::Unix(stream) => recv(stream, buffer, RecvFlags::DONTWAIT),
+            Stream::Tcp(stream) => recv(stream, buffer, RecvFlags::DONTWAIT),
+        }?;
+        Ok(bytes)
     }
 }
 
