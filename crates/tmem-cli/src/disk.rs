@@ -40,7 +40,7 @@ fn serve(args: &DiskServeArgs) -> anyhow::Result<()> {
     let file = StoreSpill::prepare(&spill::parse(&args.spill)?, args.spill_plain, args.spill_faults.as_ref())?;
     let names: Vec<_> = exports.iter().map(|export| export.name.clone()).collect();
     let (ram_bytes, listen) = (args.ram.bytes()?, args.listen.clone());
-    let server = Server::bind(Options { ram_bytes, exports, listen, spill: file.open()? })?;
+    let server = Server::bind(Options { ram_bytes, codec: args.codec.into(), exports, listen, spill: file.open()? })?;
     let address = server.address();
     announce(names.iter().map(|name| address.uri(name)))?;
     server.run(stop.as_fd())?;

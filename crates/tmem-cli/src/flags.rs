@@ -212,6 +212,11 @@ pub struct DiskServeArgs {
     /// Clients cannot write.
     #[arg(long)]
     pub read_only: bool,
+    /// What packs blocks when they are written: zstd takes less RAM, lz4 less time.
+    ///
+    /// Cold blocks are packed again, with zstd and together with their neighbours, either way.
+    #[arg(long, value_name = "CODEC", value_enum, default_value_t)]
+    pub codec: DiskCodec,
     /// Where packed blocks go that RAM has no room for: off, auto, a directory, or a file with or without a size.
     ///
     /// As with `tmem run`: auto is a temporary file without a name on a real disk, in $TMPDIR, /var/tmp, the working directory or /tmp; DIR
@@ -225,6 +230,25 @@ pub struct DiskServeArgs {
     /// Have faults happen to the spill file, to try what becomes of clients; `tmem run --help` names them all.
     #[arg(long, value_name = "FAULTS", value_parser = crate::faults::parse)]
     pub spill_faults: Option<tmem_run::SpillFaults>,
+}
+
+/// `--codec`, in the words of the command line.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum DiskCodec {
+    /// Zstandard at level -1.
+    #[default]
+    Zstd,
+    /// LZ4.
+    Lz4,
+}
+
+impl From<DiskCodec> for tmem::CodecKind {
+    fn from(codec: DiskCodec) -> Self {
+        match codec {
+            DiskCodec::Zstd => Self::Zstd { level: -1 },
+            DiskCodec::Lz4 => Self::Lz4,
+        }
+    }
 }
 
 /// Flags of `tmem disk stats`.

@@ -105,6 +105,18 @@ fn exports_have_names_and_lives_of_their_own() {
 }
 
 #[test]
+fn every_figure_is_documented() {
+    let doc = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/disk.md")).unwrap();
+    let disk = Disk::start(&["--size", "1G", "--ram", "32M"]);
+    let stats = disk.stats();
+    let names = |value: &serde_json::Value| value.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
+    for name in names(&stats).into_iter().chain(names(&stats["exports"][0])) {
+        assert!(doc.contains(&format!("`{name}`")), "docs/disk.md does not say what {name} is");
+    }
+    disk.stop();
+}
+
+#[test]
 fn nobody_writes_to_a_read_only_disk() {
     let disk = Disk::start(&["--size", "1G", "--ram", "32M", "--read-only"]);
     let mut client = Nbd::open(&disk);

@@ -23,7 +23,7 @@ pub const CONNECTION_BYTES: u64 = (crate::input::INPUT_BYTES + OUTPUT_BYTES + (4
 /// What is read, or written, between two looks at the buffers.
 pub const PIECE_BYTES: u64 = 64 << 10;
 /// Answers wait for more of them up to this: the client begins on the first while we are at the next.
-const SEND_BYTES: usize = 32 << 10;
+const SEND_BYTES: usize = 64 << 10;
 /// What can stand in front of a piece.
 const HEAD_BYTES_MAX: usize = 32;
 /// Extents in an answer.

@@ -18,6 +18,8 @@ pub struct ExportOptions {
 pub struct Options {
     /// Bytes of RAM that all of it may take: stored pages, index, buffers of connections, the program's own.
     pub ram_bytes: u64,
+    /// What packs blocks when they are written.
+    pub codec: tmem::CodecKind,
     /// The disks.
     pub exports: Vec<ExportOptions>,
     /// Where to listen.

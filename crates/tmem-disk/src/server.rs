@@ -76,7 +76,8 @@ impl Server {
         let store_bytes =
             options.ram_bytes - fixed_bytes - CONNECTIONS_READY * connection_bytes(options.spill.is_some());
         // A full disk can be overwritten: each size of packed blocks may need a frame more for that.
-        let config = Config::new(store_bytes).overwrite_bytes((store_bytes / 64).clamp(256 << 10, 8 << 20));
+        let overwrite_bytes = (store_bytes / 64).clamp(256 << 10, 8 << 20);
+        let config = Config::new(store_bytes).codec(options.codec).overwrite_bytes(overwrite_bytes);
         let no_store = |e| Error::new(format!("no store of {store_bytes} bytes can be made: {e}"));
         let store = Arc::new(Store::new(config).map_err(no_store)?);
         let spills = options.spill.is_some();
@@ -118,7 +119,12 @@ impl Server {
         let shared = &self.shared;
         let upkeep = {
             let shared = Arc::clone(shared);
-            let keep_up = move || upkeep::keep_up(&shared.store, shared.spills, &shared.stopping);
+            let keep_up = move || {
+                let look = || {
+                    shared.used_bytes();
+                };
+                upkeep::keep_up(&shared.store, shared.spills, &shared.stopping, look);
+            };
             let spawned = thread::Builder::new().name("tmem-upkeep".to_owned()).spawn(keep_up);
             spawned.map_err(|e| Error::new(format!("no thread can be started: {e}")))?
         };
@@ -264,14 +270,21 @@ impl Shared {
         }
     }
 
-    fn take_figures(&self) -> Figures {
+    /// What all of it takes at present; the peak follows it.
+    fn used_bytes(&self) -> u64 {
         let connections = self.open().len() as u64;
         let used_bytes = self.store.memory_bytes() + self.beside_store(connections);
-        let peak = self.counters.used_peak.fetch_max(used_bytes, Relaxed).max(used_bytes);
+        self.counters.used_peak.fetch_max(used_bytes, Relaxed);
+        used_bytes
+    }
+
+    fn take_figures(&self) -> Figures {
+        let used_bytes = self.used_bytes();
+        let connections = self.open().len() as u64;
         Figures {
             ram_bytes: self.ram_bytes,
             used_bytes,
-            used_bytes_peak: peak,
+            used_bytes_peak: self.counters.used_peak.load(Relaxed),
             connections,
             connections_total: self.counters.connections.load(Relaxed),
             connections_broken: self.counters.broken.load(Relaxed),

@@ -19,8 +19,8 @@ const PAUSE_LOOKS: u32 = 200;
 /// Between two steps of spilling, so many of them to a look.
 const SPILL_STEP: Duration = Duration::from_millis(5);
 
-/// Looks after the store until it is told to stop.
-pub fn keep_up(store: &Store, spills: bool, stopping: &AtomicBool) {
+/// Looks after the store until it is told to stop, and calls `look` each time.
+pub fn keep_up(store: &Store, spills: bool, stopping: &AtomicBool, look: impl Fn()) {
     let (mut seen, mut idle, mut pause) = (0, 0, PAUSE_LOOKS);
     while !stopping.load(Relaxed) {
         if spills {
@@ -31,6 +31,7 @@ pub fn keep_up(store: &Store, spills: bool, stopping: &AtomicBool) {
         } else {
             thread::park_timeout(LOOK);
         }
+        look();
         let stats = store.stats();
         let now = stats.puts + stats.gets + stats.flushed;
         idle = if now == seen { idle + 1 } else { 0 };

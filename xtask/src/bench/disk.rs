@@ -43,7 +43,9 @@ const PAGES_MIN: usize = 4096;
 /// How well what fio writes can be compressed, in percent: about as well as the pages of programs.
 const COMPRESSIBLE: &str = "75";
 
-const SERVERS: [&str; 3] = ["tmem", "nbdkit zstd", "nbdkit malloc"];
+/// Those of tmem first.
+const SERVERS: [&str; 4] = ["tmem zstd", "tmem lz4", "nbdkit zstd", "nbdkit malloc"];
+const OURS: usize = 2;
 
 /// One way to use a disk.
 #[derive(Clone, Copy, Serialize)]
@@ -94,7 +96,7 @@ pub fn disk(args: &DiskArgs) -> anyhow::Result<()> {
     let tmem = project::build_tmem()?;
     let folder = tempfile::tempdir().context("cannot create a temporary directory")?;
     let data_bytes = write_data(&args.files, folder.path())?;
-    let names = &SERVERS[..if args.alone { 1 } else { SERVERS.len() }];
+    let names = &SERVERS[..if args.alone { OURS } else { SERVERS.len() }];
     let servers: Vec<_> =
         names.iter().map(|name| Server::start(name, &tmem, &folder, data_bytes)).collect::<Result<_, _>>()?;
     let machine = Machine::this();
@@ -151,23 +153,26 @@ struct Server {
 impl Server {
     fn start(name: &str, tmem: &Path, folder: &TempDir, bytes: u64) -> anyhow::Result<Self> {
         let socket = folder.path().join(name.replace(' ', "-"));
-        let mut command = match name.split_once(' ') {
-            None => {
+        let ours = SERVERS[..OURS].contains(&name);
+        let (_, kind) = name.split_once(' ').unwrap_or_default();
+        let mut command = match ours {
+            true => {
                 let mut command = Command::new(tmem);
                 let listen = format!("--listen=unix:{}", socket.display());
                 command.args(["disk", &listen, &format!("--size={bytes}"), &format!("--ram={}", 2 * bytes)]);
+                command.arg(format!("--codec={kind}"));
                 command
             }
-            Some((_, allocator)) => {
+            false => {
                 let mut command = Command::new("nbdkit");
                 command.args(["--foreground", "--unix"]).arg(&socket);
-                command.args(["memory", &bytes.to_string(), &format!("allocator={allocator}")]);
+                command.args(["memory", &bytes.to_string(), &format!("allocator={kind}")]);
                 command
             }
         };
         let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn();
         let mut child = child.with_context(|| format!("cannot start {name}"))?;
-        if name == "tmem" {
+        if ours {
             let mut line = String::new();
             BufReader::new(child.stdout.take().context("standard output was asked for")?).read_line(&mut line)?;
         }
@@ -236,15 +241,20 @@ impl Drop for Server {
 
 fn print(measured: &[Measured], names: &[&str]) {
     let mut columns = vec![("4 KiB", 9), ("depth", 5), ("connections", 11)];
-    columns.extend(names.iter().map(|name| (*name, 14)));
-    columns.extend(names[1..].iter().map(|name| if name.ends_with("zstd") { ("/ zstd", 7) } else { ("/ malloc", 8) }));
-    columns.push(("p50, p99 of tmem", 18));
+    columns.extend(names.iter().map(|name| (*name, 13)));
+    for rival in names.get(OURS..).unwrap_or_default() {
+        let rival = if rival.ends_with("zstd") { ("/ zstd", 7) } else { ("/ malloc", 8) };
+        columns.extend([rival; OURS]);
+    }
+    columns.push(("p50, p99 of tmem zstd", 21));
     let table = Table::head(&columns);
     for Measured { case, rows } in measured {
         let iops: Vec<f64> = rows.iter().map(|row| median(row.iops.iter().copied())).collect();
         let mut cells = vec![case.pattern.to_owned(), case.depth.to_string(), case.connections.to_string()];
         cells.extend(iops.iter().map(|iops| format!("{iops:.0}/s")));
-        cells.extend(iops[1..].iter().map(|rival| format!("{:.2}", iops[0] / rival)));
+        for rival in iops.get(OURS..).unwrap_or_default() {
+            cells.extend(iops[..OURS].iter().map(|ours| format!("{:.2}", ours / rival)));
+        }
         let time = |of: fn(&Row) -> &Vec<f64>| median(of(&rows[0]).iter().copied());
         cells.push(format!("{:.0} us, {:.0} us", time(|row| &row.p50_us), time(|row| &row.p99_us)));
         table.row(&cells);
