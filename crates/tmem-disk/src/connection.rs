@@ -22,8 +22,6 @@ pub const CONNECTION_BYTES: u64 = (crate::input::INPUT_BYTES + OUTPUT_BYTES + (4
 
 /// What is read, or written, between two looks at the buffers.
 pub const PIECE_BYTES: u64 = 64 << 10;
-/// Answers wait for more of them up to this: the client begins on the first while we are at the next.
-const SEND_BYTES: usize = 64 << 10;
 /// What can stand in front of a piece.
 const HEAD_BYTES_MAX: usize = 32;
 /// Extents in an answer.
@@ -189,10 +187,11 @@ impl<W: Write> Connection<'_, W> {
         let mut replies = self.replies.lock();
         if self.terms.structured {
             let (head, bytes) = chunk_head(request.cookie, true, ChunkKind::None);
-            replies.push(&head[..bytes])
+            replies.push(&head[..bytes])?;
         } else {
-            replies.push(&simple_head(0, request.cookie))
+            replies.push(&simple_head(0, request.cookie))?;
         }
+        replies.complete()
     }
 
     fn refuse(&self, request: Request, refusal: &Refusal) -> io::Result<()> {
@@ -202,14 +201,16 @@ impl<W: Write> Connection<'_, W> {
     fn refuse_to(&self, replies: &mut Sending<'_, W>, request: Request, refusal: &Refusal) -> io::Result<()> {
         let errno = refusal.errno as u32;
         if !self.terms.structured {
-            return replies.push(&simple_head(errno, request.cookie));
+            replies.push(&simple_head(errno, request.cookie))?;
+            return replies.complete();
         }
         let text = refusal.why.as_bytes();
         let text = &text[..text.len().min(1024)];
         let kind = ChunkKind::Error { errno, text_bytes: text.len() as u16 };
         let (head, bytes) = chunk_head(request.cookie, true, kind);
         replies.push(&head[..bytes])?;
-        replies.push(text)
+        replies.push(text)?;
+        replies.complete()
     }
 
     /// Answers a read piece by piece. A simple answer says first that all went well; if it turns out that it did not, there is no
@@ -236,7 +237,7 @@ impl<W: Write> Connection<'_, W> {
             at += u64::from(piece);
         }
         self.count(Action::Read, request.bytes.into());
-        replies.send_if(SEND_BYTES)
+        replies.complete()
     }
 
     /// Answers a read of one piece, for which there is room in `buffer`, and holds nobody up while it is being read.
@@ -298,7 +299,8 @@ impl<W: Write> Connection<'_, W> {
         let (head, bytes) = chunk_head(request.cookie, true, ChunkKind::Status { extents });
         let mut replies = self.replies.lock();
         replies.push(&head[..bytes])?;
-        replies.push(&list)
+        replies.push(&list)?;
+        replies.complete()
     }
 }
 

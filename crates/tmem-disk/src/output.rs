@@ -6,6 +6,10 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 /// Bytes of the buffer.
 pub const OUTPUT_BYTES: usize = 128 << 10;
 
+/// Answers wait for others up to so many bytes, or so many answers: the client begins on the first while we are at the next.
+const SEND_BYTES: usize = 64 << 10;
+const SEND_ANSWERS: u32 = 16;
+
 /// The way to the client, which the threads of a connection share.
 pub struct Replies<W>(Mutex<Output<W>>);
 
@@ -13,11 +17,12 @@ struct Output<W> {
     to: W,
     bytes: Box<[u8]>,
     used: usize,
+    answers: u32,
 }
 
 impl<W: Write> Replies<W> {
     pub fn new(to: W) -> Self {
-        Self(Mutex::new(Output { to, bytes: vec![0; OUTPUT_BYTES].into_boxed_slice(), used: 0 }))
+        Self(Mutex::new(Output { to, bytes: vec![0; OUTPUT_BYTES].into_boxed_slice(), used: 0, answers: 0 }))
     }
 
     /// As long as it is held nobody else answers, so that what belongs together stays together.
@@ -33,7 +38,8 @@ pub struct Sending<'a, W>(MutexGuard<'a, Output<W>>);
 impl<W: Write> Sending<'_, W> {
     /// Sends all that waits.
     pub fn send(&mut self) -> io::Result<()> {
-        let Output { to, bytes, used } = &mut *self.0;
+        let Output { to, bytes, used, answers } = &mut *self.0;
+        *answers = 0;
         if *used > 0 {
             // What fails is not sent again: the connection is over.
             let waiting = std::mem::take(used);
@@ -42,9 +48,10 @@ impl<W: Write> Sending<'_, W> {
         Ok(())
     }
 
-    /// Sends what waits if it is at least so much.
-    pub fn send_if(&mut self, bytes: usize) -> io::Result<()> {
-        if self.0.used >= bytes { self.send() } else { Ok(()) }
+    /// An answer is complete: sends, if enough waits.
+    pub fn complete(&mut self) -> io::Result<()> {
+        self.0.answers += 1;
+        if self.0.used >= SEND_BYTES || self.0.answers >= SEND_ANSWERS { self.send() } else { Ok(()) }
     }
 
     /// Room for `bytes` more, to be filled before anything else is added. What stands there already is anything.
