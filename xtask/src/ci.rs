@@ -51,6 +51,8 @@ fn checked_tests() -> anyhow::Result<()> {
         "--test",
         "model",
         "--test",
+        "overwrite",
+        "--test",
         "reclaim",
         "--test",
         "recompress",

@@ -29,6 +29,8 @@ Examples:
   tmem run --ram 512M -- python3 job.py    run a program in 512 MiB
   tmem attach 4711 --ram 1G                squeeze a program that already runs
   tmem top                                 watch what runs under tmem
+  tmem disk --size 8G --ram 2G --listen unix:/run/tmem.sock
+                                           a compressed RAM disk, over NBD
   tmem detach 4711                         bring everything back, leave it alone";
 
 /// The subcommands.
@@ -52,6 +54,9 @@ pub enum Command {
     /// Say what the memory of a process, or what files hold, would take with each codec and allocator.
     #[command(after_long_help = ESTIMATE_NOTES)]
     Estimate(EstimateArgs),
+    /// Serve compressed RAM disks to virtual machines, kernels and programs, over NBD.
+    #[command(after_long_help = DISK_NOTES)]
+    Disk(DiskArgs),
     /// Print completions for a shell.
     #[command(after_long_help = "Example:\n  tmem completions bash > ~/.local/share/bash-completion/completions/tmem")]
     Completions {
@@ -133,6 +138,143 @@ Examples:
   tmem estimate --pid $(pgrep -n redis-server)
   tmem estimate --all heap.dump
   tmem estimate --pid 4711 --json | jq '.rows[] | select(.default) | .ratio'";
+
+const DISK_NOTES: &str = "\
+The disk is as large as you say and takes RAM for what is written to it, compressed; what is zero or trimmed takes none. Its contents are \
+gone when the server ends. When the RAM is full, writes that need more fail at once with \"no space\"; everything that was accepted stays \
+readable, and can be overwritten and trimmed.
+
+It runs in the foreground, and prints a line with the address of each disk when it is ready. Ctrl-C and SIGTERM end it: requests that have \
+arrived are answered, and the socket is removed. Who may connect to unix:PATH is said by the permissions of the directory and by the umask. HOST:PORT has \
+no password and no encryption: whoever reaches it can read and write the disk.
+
+Exit status: 0 after Ctrl-C or SIGTERM; 125 if it cannot start or go on.
+
+Examples:
+  tmem disk --size 8G --ram 2G --listen unix:/run/tmem.sock
+  tmem disk --size 8G --ram 25% --listen 127.0.0.1:10809 --name scratch
+  tmem disk --export a=4G --export b=512M --ram 1G --listen unix:/run/tmem.sock
+  tmem disk --size 64G --ram 2G --spill /mnt/nvme:20G --listen unix:/run/tmem.sock
+  tmem disk stats unix:/run/tmem.sock
+  nbdinfo 'nbd+unix:///?socket=/run/tmem.sock'
+  nbdcopy image.raw 'nbd+unix:///?socket=/run/tmem.sock'
+  qemu-system-x86_64 -drive file='nbd+unix:///?socket=/run/tmem.sock',format=raw,if=virtio,discard=unmap ...
+  nbd-client -unix /run/tmem.sock /dev/nbd0 && mkswap /dev/nbd0 && swapon /dev/nbd0";
+
+const DISK_STATS_NOTES: &str = "\
+Exit status: 0, or 125 if no tmem disk answers there.
+
+Examples:
+  tmem disk stats unix:/run/tmem.sock
+  tmem disk stats 127.0.0.1:10809 --json | jq '.exports[] | {name, stored_bytes, packed_bytes}'";
+
+/// Flags of `tmem disk`.
+#[derive(Args, Debug)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+pub struct DiskArgs {
+    /// What else to do than to serve.
+    #[command(subcommand)]
+    pub command: Option<DiskCommand>,
+    #[command(flatten)]
+    pub serve: Option<DiskServeArgs>,
+}
+
+/// What there is to do about disks that are being served.
+#[derive(Debug, Subcommand)]
+pub enum DiskCommand {
+    /// Show what a running server holds, takes and has done.
+    #[command(after_long_help = DISK_STATS_NOTES)]
+    Stats(DiskStatsArgs),
+}
+
+/// Flags of `tmem disk` without a subcommand.
+#[derive(Args, Debug)]
+#[command(group = clap::ArgGroup::new("disks").required(true).multiple(true))]
+pub struct DiskServeArgs {
+    /// Size of the disk: 512M, 8G, 1T. It may be larger than all RAM.
+    ///
+    /// K, M, G, T are powers of 1024, with or without "iB"; a bare number is bytes.
+    #[arg(long, value_name = "SIZE", group = "disks", value_parser = disk_size)]
+    pub size: Option<u64>,
+    /// RAM for all of it, tmem itself included: 512M, 1.5G, 800MiB, or 50% of what there is.
+    #[arg(long, value_name = "SIZE", allow_hyphen_values = true)]
+    pub ram: RamSize,
+    /// Where to listen: a socket in the file system, or an address and a port; port 0 takes a free one.
+    ///
+    /// The socket of a server that is dead is replaced, that of one that runs is not.
+    #[arg(long, value_name = "unix:PATH|HOST:PORT")]
+    pub listen: tmem_disk::Address,
+    /// What clients call the disk of --size. The first disk can be had by the empty name, too.
+    #[arg(long, value_name = "NAME", default_value = "", requires = "size", hide_default_value = true)]
+    pub name: String,
+    /// Another disk, by its name: as in --export scratch=4G. May be given several times.
+    #[arg(long = "export", value_name = "NAME=SIZE", group = "disks", value_parser = disk)]
+    pub exports: Vec<(String, u64)>,
+    /// Clients cannot write.
+    #[arg(long)]
+    pub read_only: bool,
+    /// What packs blocks when they are written: zstd takes less RAM, lz4 less time.
+    ///
+    /// Cold blocks are packed again, with zstd and together with their neighbours, either way.
+    #[arg(long, value_name = "CODEC", value_enum, default_value_t)]
+    pub codec: DiskCodec,
+    /// Where packed blocks go that RAM has no room for: off, auto, a directory, or a file with or without a size.
+    ///
+    /// As with `tmem run`: auto is a temporary file without a name on a real disk, in $TMPDIR, /var/tmp, the working directory or /tmp; DIR
+    /// is the same there; FILE must not exist or be empty, and is removed at the end; :SIZE is how large it may grow, without it half of
+    /// what is free. When it is full, too, writes that need more fail at once.
+    #[arg(long, value_name = "off|auto|DIR|FILE[:SIZE]", default_value = "off", value_hint = ValueHint::AnyPath)]
+    pub spill: OsString,
+    /// Do not encrypt what is spilled. Otherwise only this tmem can read it, with a key that is nowhere but in its memory.
+    #[arg(long)]
+    pub spill_plain: bool,
+    /// Have faults happen to the spill file, to try what becomes of clients; `tmem run --help` names them all.
+    #[arg(long, value_name = "FAULTS", value_parser = crate::faults::parse)]
+    pub spill_faults: Option<tmem_run::SpillFaults>,
+}
+
+/// `--codec`, in the words of the command line.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum DiskCodec {
+    /// Zstandard at level -1.
+    #[default]
+    Zstd,
+    /// LZ4.
+    Lz4,
+}
+
+impl From<DiskCodec> for tmem::CodecKind {
+    fn from(codec: DiskCodec) -> Self {
+        match codec {
+            DiskCodec::Zstd => Self::Zstd { level: -1 },
+            DiskCodec::Lz4 => Self::Lz4,
+        }
+    }
+}
+
+/// Flags of `tmem disk stats`.
+#[derive(Args, Debug)]
+pub struct DiskStatsArgs {
+    /// Where the server listens.
+    #[arg(value_name = "unix:PATH|HOST:PORT")]
+    pub address: tmem_disk::Address,
+    /// Print one JSON object instead of text.
+    #[arg(long)]
+    pub json: bool,
+}
+
+fn disk_size(text: &str) -> Result<u64, String> {
+    match text.parse() {
+        Ok(RamSize::Bytes(bytes)) => Ok(bytes),
+        _ => Err(format!("'{text}' is not a size: write for example 512M, 8G or 1T")),
+    }
+}
+
+fn disk(text: &str) -> Result<(String, u64), String> {
+    let (name, size) =
+        text.rsplit_once('=').ok_or_else(|| format!("'{text}' has no '=': write for example scratch=4G"))?;
+    Ok((name.to_owned(), disk_size(size)?))
+}
 
 /// Flags of `tmem run`.
 #[derive(Args, Debug)]
@@ -362,6 +504,13 @@ mod tests {
             &["tmem", "run", "--ram", "1G", "--spill-writes", "10%", "ls"],
             &["tmem", "run", "--ram", "1G", "--spill-writes", "much", "ls"],
             &["tmem", "run", "--ram", "1G", "--spill-writes", "-1G", "ls"],
+            &["tmem", "disk", "--ram", "1G", "--listen", "unix:/x"],
+            &["tmem", "disk", "--size", "1G", "--listen", "unix:/x"],
+            &["tmem", "disk", "--size", "1G", "--ram", "1G"],
+            &["tmem", "disk", "--size", "50%", "--ram", "1G", "--listen", "unix:/x"],
+            &["tmem", "disk", "--size", "1G", "--ram", "1G", "--listen", "/x"],
+            &["tmem", "disk", "--export", "1G", "--ram", "1G", "--listen", "unix:/x"],
+            &["tmem", "disk", "stats"],
             &["tmem", "run", "--ram", "1G", "--metrics", "9464", "ls"],
             &["tmem", "run", "--ram", "1G", "--metrics", ":9464", "ls"],
             &["tmem", "run", "--ram", "1G", "--metrics", "127.0.0.1:x", "ls"],

@@ -1,5 +1,6 @@
 //! The `tmem` command: it translates flags to calls and endings to exit statuses, and decides nothing.
 
+mod disk;
 mod doctor;
 mod ending;
 mod estimate;
@@ -38,6 +39,7 @@ fn main() -> ExitCode {
             able.map(|able| if able { ExitCode::SUCCESS } else { ExitCode::FAILURE }).map_err(Into::into)
         }
         Command::Estimate(args) => estimate::print(&args).map(|()| ExitCode::SUCCESS),
+        Command::Disk(args) => disk::disk(&args).map(|()| ExitCode::SUCCESS),
         Command::Completions { shell } => manual::completions(shell).map(|()| ExitCode::SUCCESS),
         Command::Man { dir } => manual::man(dir.as_deref()).map(|()| ExitCode::SUCCESS),
     };

@@ -52,6 +52,7 @@ pub use error::Error;
 pub use figures::{Described, Figure, Kind, describe, metrics};
 pub use options::{OnFull, Options, Spill, SpillFaults};
 pub use report::{FaultTimes, Now, ProcessFigures, Refused, Report, Snapshot, SpillFigures};
+pub use spill::StoreSpill;
 pub use start::{attach, run};
 pub use supervisor::{Ending, Outcome};
 pub use watch::{Neighbours, Rates, Seen, look};

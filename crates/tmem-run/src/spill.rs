@@ -110,23 +110,31 @@ impl SpillFile {
         if options.spill == Spill::Off && options.spill_writes_per_day.is_some() {
             return Err(Error::own("--spill-writes: with --spill off nothing is written: leave out one of the two"));
         }
-        let (place, bytes_max) = match &options.spill {
+        let faults = options.spill_faults.as_ref();
+        let file = Self::examine(&options.spill, options.spill_plain, faults, options.spill_writes_per_day)?;
+        if options.progress && options.spill == Spill::Auto && matches!(file.place, Place::Nowhere) {
+            eprintln!("tmem: no disk to spill to: what does not fit, compressed, stays in RAM");
+        }
+        Ok(file)
+    }
+
+    fn examine(
+        spill: &Spill,
+        plain: bool,
+        faults: Option<&SpillFaults>,
+        writes_per_day: Option<u64>,
+    ) -> Result<SpillFile, Error> {
+        let (place, bytes_max) = match spill {
             Spill::Off => (Place::Nowhere, 0),
-            Spill::Auto => match automatic_folder() {
-                Some((folder, bytes)) => (Place::Folder(folder), bytes),
-                None => {
-                    if options.progress {
-                        eprintln!("tmem: no disk to spill to: what does not fit, compressed, stays in RAM");
-                    }
-                    (Place::Nowhere, 0)
-                }
-            },
+            Spill::Auto => {
+                automatic_folder().map_or((Place::Nowhere, 0), |(folder, bytes)| (Place::Folder(folder), bytes))
+            }
             Spill::At { path, bytes_max } => {
                 let refuse = |why: String| Error::own(format!("--spill {}: {why}", path.display()));
                 at_path(path, *bytes_max).map_err(refuse)?
             }
         };
-        if let Some(faults) = &options.spill_faults {
+        if let Some(faults) = faults {
             if matches!(place, Place::Nowhere) {
                 return Err(Error::own(
                     "--spill-faults: there is no spill file that they could happen to: see --spill",
@@ -137,10 +145,10 @@ impl SpillFile {
         Ok(SpillFile {
             place,
             bytes_max,
-            plain: options.spill_plain,
-            faults: options.spill_faults.clone(),
+            plain,
+            faults: faults.cloned(),
             opened: OnceLock::new(),
-            notes: Arc::new(Notes::new(options.spill_writes_per_day)),
+            notes: Arc::new(Notes::new(writes_per_day)),
             told: AtomicBool::new(false),
             told_put_off: AtomicBool::new(false),
             stuck: AtomicBool::new(false),
@@ -249,25 +257,32 @@ impl SpillFile {
     }
 
     fn open(&self, store: &Store) -> bool {
-        let tier = match &self.place {
-            Place::Nowhere => return false,
-            Place::Folder(folder) => FileTier::unnamed(folder),
-            Place::Named(named) => {
-                let file = named.file.lock().unwrap_or_else(PoisonError::into_inner).take();
-                file.map(FileTier::new).ok_or_else(|| io::Error::other("it was opened before"))
-            }
+        let add = |spill: tmem::Spill| store.add_spill(spill.flushed_after_gets()).map_err(io::Error::other);
+        let opened = match self.spill() {
+            Ok(None) => return false,
+            Ok(Some(spill)) => add(spill),
+            Err(error) => Err(error),
         };
-        let spill = |tier| {
-            let watched = Watched { tier: self.with_faults(tier), notes: Arc::clone(&self.notes) };
-            let spill = tmem::Spill::new(watched, self.bytes_max).flushed_after_gets();
-            store.add_spill(if self.plain { spill.plain() } else { spill }).map_err(io::Error::other)
-        };
-        let opened = tier.and_then(spill);
         if let Err(error) = &opened {
             self.stuck.store(true, Relaxed);
             self.tell(&format!("cannot be used ({error})"), "");
         }
         opened.is_ok()
+    }
+
+    /// The file as a store takes it; nothing if there is no place for it.
+    fn spill(&self) -> io::Result<Option<tmem::Spill>> {
+        let tier = match &self.place {
+            Place::Nowhere => return Ok(None),
+            Place::Folder(folder) => FileTier::unnamed(folder)?,
+            Place::Named(named) => {
+                let file = named.file.lock().unwrap_or_else(PoisonError::into_inner).take();
+                FileTier::new(file.ok_or_else(|| io::Error::other("it was opened before"))?)
+            }
+        };
+        let watched = Watched { tier: self.with_faults(tier), notes: Arc::clone(&self.notes) };
+        let spill = tmem::Spill::new(watched, self.bytes_max);
+        Ok(Some(if self.plain { spill.plain() } else { spill }))
     }
 
     fn with_faults(&self, tier: FileTier) -> Box<dyn Tier> {
@@ -335,6 +350,29 @@ impl SpillFile {
                 OpenOptions::new().write(true).truncate(true).open(&named.path).map(drop)
             };
         }
+    }
+}
+
+/// The spill file of a store that is no supervisor's. What the user named is cleared when it is dropped.
+pub struct StoreSpill {
+    file: SpillFile,
+}
+
+impl StoreSpill {
+    /// Examines what `--spill` says.
+    ///
+    /// # Errors
+    /// When a file or directory that was named cannot be used.
+    pub fn prepare(spill: &Spill, plain: bool, faults: Option<&SpillFaults>) -> Result<StoreSpill, Error> {
+        SpillFile::examine(spill, plain, faults, None).map(|file| StoreSpill { file })
+    }
+
+    /// The file, for [`Store::add_spill`]; nothing if there is no place for it. Can be had once.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub fn open(&self) -> Result<Option<tmem::Spill>, Error> {
+        self.file.spill().map_err(|e| Error::own(format!("the spill file {} cannot be used: {e}", self.file)))
     }
 }
 

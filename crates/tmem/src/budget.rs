@@ -1,7 +1,8 @@
 //! The budget: one count of every byte the store holds, and the limit it must not pass.
 //!
 //! What new pages need is asked for first ([`Budget::admit`]); what old pages need in order to stay reachable (a move,
-//! a re-key) is charged without asking. A small reserve, closed to new pages, lets compaction start when all is full.
+//! a re-key) is charged without asking. A small reserve, closed to new pages, lets compaction start when all is full; another
+//! one, as large as the owner likes, lets pages be overwritten then.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
@@ -13,6 +14,8 @@ const RESERVE_BYTES_MAX: u64 = 64 << 10;
 #[derive(Debug)]
 pub(crate) struct Budget {
     limit: AtomicU64,
+    /// Below the limit, what only overwritten pages may use.
+    overwrite_bytes: u64,
     used: AtomicU64,
     /// Bytes that were admitted so far, for pages from outside and for moves.
     admitted: AtomicU64,
@@ -30,6 +33,8 @@ const ROOM_BYTES_MIN: u64 = 64 << 10;
 pub(crate) enum Purpose {
     /// A page from outside.
     Admit,
+    /// A page from outside that replaces one, whose place comes free in the same moment.
+    Overwrite,
     /// A page that is already here moves, in order to free more than it takes.
     Move,
 }
@@ -38,12 +43,18 @@ impl Budget {
     pub(crate) fn new(limit: u64) -> Self {
         Self {
             limit: AtomicU64::new(limit),
+            overwrite_bytes: 0,
             used: AtomicU64::new(0),
             admitted: AtomicU64::new(0),
             moved: AtomicU64::new(0),
             seen: AtomicU64::new(0),
             wanted: AtomicU64::new(0),
         }
+    }
+
+    /// Keeps `bytes` below the limit for pages that are overwritten.
+    pub(crate) fn with_overwrites(self, bytes: u64) -> Self {
+        Self { overwrite_bytes: bytes, ..self }
     }
 
     pub(crate) fn limit(&self) -> u64 {
@@ -61,8 +72,10 @@ impl Budget {
     /// How far the store may fill up for `purpose`.
     fn ceiling(&self, purpose: Purpose) -> u64 {
         let limit = self.limit();
+        let ceiling = limit - RESERVE_BYTES_MAX.min(limit / 16);
         match purpose {
-            Purpose::Admit => limit - RESERVE_BYTES_MAX.min(limit / 16),
+            Purpose::Admit => ceiling - self.overwrite_bytes.min(limit / 16),
+            Purpose::Overwrite => ceiling,
             Purpose::Move => limit,
         }
     }
@@ -75,7 +88,7 @@ impl Budget {
             (after <= ceiling).then_some(after)
         });
         let counter = match purpose {
-            Purpose::Admit => &self.admitted,
+            Purpose::Admit | Purpose::Overwrite => &self.admitted,
             Purpose::Move => &self.moved,
         };
         if fits.is_ok() {
@@ -140,10 +153,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_reserve_is_for_moves_only() {
-        let budget = Budget::new(1 << 20);
-        assert!(budget.admit((1 << 20) - RESERVE_BYTES_MAX, Purpose::Admit));
+    fn reserves_are_for_overwrites_and_for_moves() {
+        let budget = Budget::new(1 << 20).with_overwrites(8 << 10);
+        assert!(budget.admit((1 << 20) - RESERVE_BYTES_MAX - (8 << 10), Purpose::Admit));
         assert!(!budget.admit(1, Purpose::Admit));
+        assert!(budget.admit(8 << 10, Purpose::Overwrite));
+        assert!(!budget.admit(1, Purpose::Overwrite));
         assert!(budget.admit(RESERVE_BYTES_MAX, Purpose::Move));
         assert!(!budget.admit(1, Purpose::Move));
         budget.refund(1 << 20);

@@ -120,7 +120,7 @@ const INDEXES: u64 = 300;
 impl World {
     fn new(seed: u64, codec: CodecKind, allocator: AllocatorKind, disk: Disk) -> Self {
         println!("seed {seed:#x}, {codec:?}, {allocator:?}, {disk:?}");
-        let config = Config::new(BUDGET).codec(codec).allocator(allocator).threads(1);
+        let config = Config::new(BUDGET).codec(codec).allocator(allocator).threads(1).overwrite_bytes(32 << 10);
         let mut world = Self {
             random: Random::new(seed),
             faults: Vec::new(),
@@ -212,9 +212,11 @@ impl World {
     fn put(&mut self) {
         let (at, object, index) = (self.pick(), self.object(), self.index());
         let page = sample_page(&mut self.random);
+        let keeps = self.random.below(4) == 0;
         let (id, pool) = &mut self.pools[at];
         let key = Key { pool: *id, object, index };
-        match self.store.put(key, &page) {
+        let put = if keeps { self.store.overwrite(key, &page) } else { self.store.put(key, &page) };
+        match put {
             Ok(put) => {
                 assert!(!pool.frozen);
                 if pool.kind == PoolKind::Persistent {
@@ -225,7 +227,10 @@ impl World {
             Err(error) => {
                 assert!(error.is_frozen() == pool.frozen && (pool.frozen || error.is_no_room()), "{error}");
                 self.refused += u64::from(!pool.frozen);
-                pool.pages.remove(&(object, index));
+                // Only an overwrite that is refused leaves what was there.
+                if !keeps {
+                    pool.pages.remove(&(object, index));
+                }
             }
         }
     }

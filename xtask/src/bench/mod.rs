@@ -1,6 +1,7 @@
 //! `cargo xtask bench`: tmem beside what it has to beat.
 
 mod alloc;
+mod disk;
 mod fits;
 mod race;
 mod spill;
@@ -29,6 +30,8 @@ pub enum Bench {
     Spill(spill::SpillArgs),
     /// All allocators: density beside the kernel's zram, hit ratios and evictions on generated traces, latency.
     Alloc(alloc::AllocArgs),
+    /// `tmem disk` beside nbdkit's memory disks, zstd and malloc, under fio.
+    Disk(disk::DiskArgs),
     /// The engine alone against the bare codec.
     Engine {
         /// Passed on to the benchmark.
@@ -44,6 +47,7 @@ pub fn bench(bench: &Bench) -> anyhow::Result<()> {
         Bench::Fits(args) => fits::fits(args),
         Bench::Spill(args) => spill::spill(args),
         Bench::Alloc(args) => alloc::alloc(args),
+        Bench::Disk(args) => disk::disk(args),
         Bench::Engine { args } => {
             project::run(project::cargo(&["bench", "--package", "tmem", "--bench", "engine", "--"]).args(args))
         }

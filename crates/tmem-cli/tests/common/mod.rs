@@ -7,6 +7,7 @@
 #![allow(dead_code, unused_imports)]
 
 mod compile;
+pub mod disk;
 mod job;
 mod sample;
 

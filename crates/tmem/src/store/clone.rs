@@ -43,7 +43,7 @@ impl Store {
         for number in self.shards.numbers() {
             let mut leaf = 0;
             while let Some(found) = self.share_leaf(number, &mut leaf, from, slot) {
-                let fits = self.budget.has_room(0, Purpose::Admit) || self.make_room(PAGE_SIZE);
+                let fits = self.budget.has_room(0, Purpose::Admit) || self.make_room(PAGE_SIZE, Purpose::Admit);
                 self.insert_copied(&found, to);
                 if !fits {
                     self.destroy_pool(to);

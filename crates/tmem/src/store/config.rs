@@ -18,6 +18,9 @@ pub struct Config {
     pub threads: usize,
     /// Parts of the index with a lock each; rounded up to a power of two, at most 4096.
     pub shards: usize,
+    /// Bytes of the budget that are closed to new pages, so that [`Store::overwrite`](crate::Store::overwrite) finds room for a
+    /// new version beside the old one when all else is full; a sixteenth of the budget at most.
+    pub overwrite_bytes: u64,
 }
 
 impl Config {
@@ -31,6 +34,7 @@ impl Config {
             allocator: AllocatorKind::default(),
             threads: processors.min(8),
             shards: 8 * processors.min(8),
+            overwrite_bytes: 0,
         }
     }
 
@@ -52,6 +56,13 @@ impl Config {
     #[must_use]
     pub fn threads(mut self, threads: usize) -> Self {
         self.threads = threads;
+        self
+    }
+
+    /// Sets [`overwrite_bytes`](Self::overwrite_bytes).
+    #[must_use]
+    pub fn overwrite_bytes(mut self, bytes: u64) -> Self {
+        self.overwrite_bytes = bytes;
         self
     }
 

@@ -122,6 +122,11 @@ impl Store {
         Ok(found)
     }
 
+    /// Where a page lies; `None` if it is not stored. In the next moment it may be elsewhere.
+    pub fn location(&self, key: Key) -> Option<Location> {
+        self.with_word(key, |_, word| self.location_of(word))
+    }
+
     /// Forgets a page unless `keeps` wants to keep it where it is. Says whether it is still there. `keeps` runs under a lock of the
     /// store and must not use it.
     pub fn keep_if(&self, key: Key, keeps: impl FnOnce(Location) -> bool) -> bool {

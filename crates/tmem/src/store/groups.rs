@@ -160,7 +160,7 @@ impl Store {
             let (members, packed) = (Vec::with_capacity(GROUP_PAGES), Vec::with_capacity(GROUP_PAGES * PAGE_SIZE));
             let charged_bytes = (packer.memory_bytes() + packed.capacity()) as u64;
             let fits = || self.budget.admit(charged_bytes, Purpose::Move);
-            if !(fits() || self.make_room(charged_bytes as usize) && fits()) {
+            if !(fits() || self.make_room(charged_bytes as usize, Purpose::Admit) && fits()) {
                 return None;
             }
             *work = Some(Work { packer, members, packed, charged_bytes });

@@ -135,7 +135,7 @@ impl Store {
             let budget = budget_bytes;
             return Err(ErrorKind::BudgetTooSmall { budget, min }.into());
         }
-        let budget = Arc::new(Budget::new(budget_bytes));
+        let budget = Arc::new(Budget::new(budget_bytes).with_overwrites(config.overwrite_bytes));
         let parts = config.threads.clamp(1, PARTS_MAX);
         let wanted = usize::try_from(budget_bytes.saturating_mul(RESERVE_FACTOR)).unwrap_or(usize::MAX);
         let wanted = wanted.max(RESERVE_BYTES_MIN).min(PART_BYTES_MAX * parts);
@@ -202,9 +202,21 @@ impl Store {
     /// [`is_no_room`](Error::is_no_room) when the page does not fit even after ephemeral pages were dropped and holes
     /// were closed; [`is_frozen`](Error::is_frozen), [`is_no_pool`](Error::is_no_pool).
     pub fn put(&self, key: Key, page: &Page) -> Result<Put, Error> {
+        let put = self.overwrite(key, page);
+        if put.as_ref().is_err_and(|error| error.is_no_room() || error.is_frozen()) {
+            self.flush_page(key);
+        }
+        put
+    }
+
+    /// Copies a page in like [`put`](Self::put), with another answer to what a disk must not do: when it is refused, the key holds
+    /// what it held before. What replaces a page may use [`Config::overwrite_bytes`] of the budget more than a new one.
+    ///
+    /// # Errors
+    /// As those of [`put`](Self::put).
+    pub fn overwrite(&self, key: Key, page: &Page) -> Result<Put, Error> {
         let (state, slot) = self.pools.find(key.pool).ok_or(ErrorKind::NoPool)?;
         if state.frozen() {
-            self.flush_page(key);
             return Err(ErrorKind::Frozen.into());
         }
         if let Some(pattern) = same_filled(page) {
@@ -221,7 +233,7 @@ impl Store {
     fn put_parcel(&self, key: Key, pool: &PoolSlot, word: Option<Word>, parcel: &Parcel<'_>) -> Result<Put, Error> {
         let cap = pool.cap.load(Relaxed);
         if cap != u64::MAX && pool.bytes.load(Relaxed) + parcel.payload.len() as u64 > cap {
-            self.refuse(key);
+            self.events.refusals.fetch_add(1, Relaxed);
             return Err(ErrorKind::PoolFull { cap }.into());
         }
         for _ in 0..PUT_ATTEMPTS_MAX {
@@ -230,18 +242,14 @@ impl Store {
                 Err(Refusal::Other(error)) => return Err(error),
                 Err(Refusal::NoRoom) => {}
             }
-            if !self.make_room(parcel.payload.len() + HEADER_BYTES) {
+            let purpose = if self.contains(key) { Purpose::Overwrite } else { Purpose::Admit };
+            if !self.make_room(parcel.payload.len() + HEADER_BYTES, purpose) {
                 break;
             }
         }
-        self.refuse(key);
+        self.events.refusals.fetch_add(1, Relaxed);
         let (budget, used) = (self.budget.limit(), self.budget.used());
         Err(ErrorKind::NoRoom { budget, used }.into())
-    }
-
-    fn refuse(&self, key: Key) {
-        self.flush_page(key);
-        self.events.refusals.fetch_add(1, Relaxed);
     }
 
     fn try_put(&self, key: Key, word: Option<Word>, parcel: &Parcel<'_>) -> Result<Put, Refusal> {
@@ -254,6 +262,8 @@ impl Store {
             return Err(Refusal::Other(ErrorKind::NoPool.into()));
         };
         let leaf = self.leaf(&mut shard, hash, leaf_key, Purpose::Admit)?;
+        let replaces = shard.leaf(leaf).is_some_and(|leaf| leaf.get(slot).is_some());
+        let purpose = if replaces { Purpose::Overwrite } else { Purpose::Admit };
         let placed = match word {
             Some(word) => Ok(word),
             None => {
@@ -264,7 +274,7 @@ impl Store {
                     (Class::Ephemeral, Some(ghosts)) => ghosts.admit(hash, slot),
                     _ => Queue::Small,
                 };
-                self.zpages.store(state.class(), queue, &zpage, Purpose::Admit).map(Word::ram)
+                self.zpages.store(state.class(), queue, &zpage, purpose).map(Word::ram)
             }
         };
         let word = match placed {
@@ -398,10 +408,15 @@ impl Store {
     pub fn set_budget(&self, bytes: u64) {
         self.budget.set_limit(bytes.max(BUDGET_BYTES_MIN));
         while self.budget.used() > self.budget.limit() {
-            if !self.make_room(0) {
+            if !self.make_room(0, Purpose::Admit) {
                 break;
             }
         }
+    }
+
+    /// Bytes that the store holds at present, all counted: [`Stats::memory_bytes`] without the rest.
+    pub fn memory_bytes(&self) -> u64 {
+        self.budget.used()
     }
 
     /// Figures of one pool.

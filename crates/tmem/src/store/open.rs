@@ -260,7 +260,7 @@ impl Loader<'_> {
                     Err(Refusal::NoRoom) => {}
                 }
             }
-            if !self.store.make_room(bytes) {
+            if !self.store.make_room(bytes, Purpose::Admit) {
                 break;
             }
         }

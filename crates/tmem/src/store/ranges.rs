@@ -67,6 +67,35 @@ impl Store {
         flushed
     }
 
+    /// The first index in `range` whose page is stored, if there is one. Empty stretches cost nothing.
+    pub fn next_page(&self, pool: PoolId, object: ObjectId, range: Range<u32>) -> Option<u32> {
+        let span = Span::of(&range)?;
+        self.pool(pool)?;
+        let mut from = span.first / LEAF_SLOTS;
+        loop {
+            let batch = self.directory.leaves(&self.shards.hasher, pool, object, from);
+            for number in batch.as_slice().iter().copied().take_while(|number| *number <= span.last / LEAF_SLOTS) {
+                let present = self.present(&LeafKey { object, pool, number }) & span.slots(number);
+                if present != 0 {
+                    return Some(number * LEAF_SLOTS + present.trailing_zeros());
+                }
+            }
+            match batch.as_slice().last() {
+                Some(number) if *number < span.last / LEAF_SLOTS => from = number + 1,
+                _ => return None,
+            }
+        }
+    }
+
+    /// The first index in `range` whose page is not stored, if there is one.
+    pub fn next_gap(&self, pool: PoolId, object: ObjectId, range: Range<u32>) -> Option<u32> {
+        let span = Span::of(&range)?;
+        (span.first / LEAF_SLOTS..=span.last / LEAF_SLOTS).find_map(|number| {
+            let absent = !self.present(&LeafKey { object, pool, number }) & span.slots(number);
+            (absent != 0).then(|| number * LEAF_SLOTS + absent.trailing_zeros())
+        })
+    }
+
     /// Calls `with` for the leaves of a span that are there, in ascending order.
     fn for_leaves(&self, pool: PoolId, object: ObjectId, span: Span, mut with: impl FnMut(LeafKey)) {
         let last = span.last / LEAF_SLOTS;

@@ -155,14 +155,14 @@ impl Store {
     }
 
     /// Makes room for a zpage of `bytes`. `false` when nothing more can be taken back.
-    pub(super) fn make_room(&self, bytes: usize) -> bool {
+    pub(super) fn make_room(&self, bytes: usize, purpose: Purpose) -> bool {
         // The zpage may lie across one frame more than its length says.
         let needed = ((bytes / PAGE_SIZE + 2) * PAGE_SIZE) as u64;
         let wanted = needed.max(FRAMES_AT_ONCE.min(self.budget.limit() / PAGE_SIZE as u64 / 256) * PAGE_SIZE as u64);
         let mut pass = Pass::new(self, None, false);
         pass.run(|pass| pass.store.budget.has_room(wanted, Purpose::Admit));
         pass.finish();
-        self.budget.has_room(needed, Purpose::Admit)
+        self.budget.has_room(needed, purpose)
     }
 
     /// Bytes of live zpages in the small and in the main queue.

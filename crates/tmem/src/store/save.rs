@@ -123,7 +123,7 @@ impl Store {
         let header = Header::new(counts, block_bytes_for(self.budget.limit()), key.is_some())?;
         let buffer_bytes = BlockWriter::memory_bytes(&header);
         if !self.budget.has_room(buffer_bytes, Purpose::Move) {
-            self.make_room(buffer_bytes as usize);
+            self.make_room(buffer_bytes as usize, Purpose::Admit);
         }
         self.budget.charge(buffer_bytes);
         // Making room may have moved zpages, but changed no persistent page.

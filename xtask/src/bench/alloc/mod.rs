@@ -5,7 +5,7 @@ mod figures;
 mod latency;
 mod plots;
 mod replay;
-mod samples;
+pub mod samples;
 mod simulate;
 mod trace;
 mod traces;

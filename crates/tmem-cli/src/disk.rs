@@ -1,0 +1,126 @@
+//! `tmem disk`: serves disks until a signal comes, and shows what a server says about itself.
+
+use std::io::{self, Write};
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+
+use anyhow::Context;
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::low_level::pipe;
+use tmem_disk::{ExportFigures, ExportOptions, Figures, Options, Server};
+use tmem_run::StoreSpill;
+
+use crate::flags::{DiskArgs, DiskCommand, DiskServeArgs, DiskStatsArgs};
+use crate::spill;
+
+/// Does what `tmem disk` says.
+///
+/// # Errors
+///
+/// When the server cannot start or go on, or does not answer.
+pub fn disk(args: &DiskArgs) -> anyhow::Result<()> {
+    match (&args.command, &args.serve) {
+        (Some(DiskCommand::Stats(args)), _) => stats(args),
+        (None, Some(args)) => serve(args),
+        (None, None) => anyhow::bail!("say what to serve: see tmem disk --help"),
+    }
+}
+
+fn serve(args: &DiskServeArgs) -> anyhow::Result<()> {
+    let first = args.size.map(|size_bytes| (args.name.clone(), size_bytes));
+    let disks = first.into_iter().chain(args.exports.iter().cloned());
+    let export = |(name, size_bytes)| ExportOptions { name, size_bytes, read_only: args.read_only };
+    let exports: Vec<_> = disks.map(export).collect();
+    // Before there is a socket, so that no signal can leave one behind.
+    let (stop, signalled) = UnixStream::pair().context("cannot make a pipe for signals")?;
+    for signal in [SIGHUP, SIGINT, SIGTERM] {
+        pipe::register(signal, signalled.try_clone()?).context("cannot wait for signals")?;
+    }
+    // Lives until the server has ended: then a file that was named is of no use to anybody.
+    let file = StoreSpill::prepare(&spill::parse(&args.spill)?, args.spill_plain, args.spill_faults.as_ref())?;
+    let names: Vec<_> = exports.iter().map(|export| export.name.clone()).collect();
+    let (ram_bytes, listen) = (args.ram.bytes()?, args.listen.clone());
+    let server = Server::bind(Options { ram_bytes, codec: args.codec.into(), exports, listen, spill: file.open()? })?;
+    let address = server.address();
+    announce(names.iter().map(|name| address.uri(name)))?;
+    server.run(stop.as_fd())?;
+    Ok(())
+}
+
+/// Says where the disks are; whoever does not read it is served all the same.
+fn announce(uris: impl Iterator<Item = String>) -> anyhow::Result<()> {
+    let text: String = uris.map(|uri| uri + "\n").collect();
+    let mut out = io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(e) if e.kind() != io::ErrorKind::BrokenPipe => Err(e).context("cannot write to standard output"),
+        _ => Ok(()),
+    }
+}
+
+fn stats(args: &DiskStatsArgs) -> anyhow::Result<()> {
+    let figures = tmem_disk::ask(&args.address)?;
+    let text = if args.json { serde_json::to_string_pretty(&figures)? + "\n" } else { shown(&figures) };
+    io::stdout().lock().write_all(text.as_bytes())?;
+    Ok(())
+}
+
+fn mib(bytes: u64) -> String {
+    format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20))
+}
+
+fn shown(figures: &Figures) -> String {
+    let mut text = format!(
+        "RAM {} of {} (peak {}), for {} of blocks: {} packed, ratio {:.2}\n",
+        mib(figures.used_bytes),
+        mib(figures.ram_bytes),
+        mib(figures.used_bytes_peak),
+        mib(figures.stored_bytes),
+        mib(figures.packed_bytes),
+        figures.ratio,
+    );
+    text += &format!(
+        "same-filled {}, regrouped {}, moved {}\n",
+        mib(figures.same_filled_pages * tmem::PAGE_SIZE as u64),
+        mib(figures.regrouped_pages * tmem::PAGE_SIZE as u64),
+        mib(figures.moved_bytes),
+    );
+    if figures.spill_file_bytes_max > 0 {
+        text += &format!(
+            "spilled {}, file {} of {}, written {}, {} reads, {} writes failed\n",
+            mib(figures.spilled_bytes),
+            mib(figures.spill_file_bytes),
+            mib(figures.spill_file_bytes_max),
+            mib(figures.spill_written_bytes),
+            figures.spill_reads,
+            figures.spill_write_failures,
+        );
+    }
+    text += &format!(
+        "connections {}, {} in all, {} broken, {} refused\n",
+        figures.connections, figures.connections_total, figures.connections_broken, figures.connections_refused,
+    );
+    figures.exports.iter().map(disk_shown).fold(text, |text, disk| text + &disk)
+}
+
+fn disk_shown(disk: &ExportFigures) -> String {
+    // Names are what whoever started the server likes; none of them is to be obeyed by a terminal.
+    let name: String = disk.name.chars().map(|c| if c.is_control() { '?' } else { c }).collect();
+    format!(
+        "disk '{name}' of {}{}: {} stored, {} packed\n  {} reads of {}, {} writes of {}, {} trims of {}\n  \
+         failed: {} reads, {} writes, {} for lack of room, {} made no sense\n",
+        mib(disk.size_bytes),
+        if disk.read_only { ", read-only" } else { "" },
+        mib(disk.stored_bytes),
+        mib(disk.packed_bytes),
+        disk.reads,
+        mib(disk.read_bytes),
+        disk.writes,
+        mib(disk.written_bytes),
+        disk.trims,
+        mib(disk.trimmed_bytes),
+        disk.failed_reads,
+        disk.failed_writes,
+        disk.no_space,
+        disk.invalid,
+    )
+}

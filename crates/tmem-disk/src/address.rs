@@ -1,0 +1,194 @@
+//! Where a server listens: a socket in the file system, or a host and a port.
+
+use std::fmt;
+use std::fs;
+use std::io;
+use std::net::{TcpListener, TcpStream};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use crate::error::Error;
+use crate::stream::Stream;
+
+/// Where a server listens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Address {
+    /// A socket in the file system: `unix:PATH`.
+    Unix(PathBuf),
+    /// `HOST:PORT`; port 0 takes a free one.
+    Tcp(String),
+}
+
+impl FromStr for Address {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let what = || format!("'{text}' is no address: write unix:PATH or HOST:PORT, for example unix:/run/tmem.sock");
+        match text.strip_prefix("unix:") {
+            Some("") => Err(what()),
+            Some(path) => Ok(Self::Unix(path.into())),
+            None => match text.rsplit_once(':') {
+                Some((host, port)) if !host.is_empty() && port.parse::<u16>().is_ok() => Ok(Self::Tcp(text.to_owned())),
+                _ => Err(what()),
+            },
+        }
+    }
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+            Self::Tcp(address) => f.write_str(address),
+        }
+    }
+}
+
+impl Address {
+    /// The address of an export as NBD clients take it.
+    pub fn uri(&self, export: &str) -> String {
+        let name = escaped(export.as_bytes(), b"-._~");
+        match self {
+            Self::Unix(path) => {
+                let path = escaped(path.as_os_str().as_encoded_bytes(), b"-._~/");
+                format!("nbd+unix:///{name}?socket={path}")
+            }
+            Self::Tcp(address) => format!("nbd://{address}/{name}"),
+        }
+    }
+
+    /// Connects as a client.
+    pub(crate) fn connect(&self) -> io::Result<Stream> {
+        match self {
+            Self::Unix(path) => UnixStream::connect(path).map(Stream::Unix),
+            Self::Tcp(address) => TcpStream::connect(address).map(Stream::Tcp),
+        }
+    }
+}
+
+/// With everything in percent notation that is neither a letter nor a digit nor in `plain`.
+fn escaped(text: &[u8], plain: &[u8]) -> String {
+    let escape = |&byte: &u8| match byte {
+        _ if byte.is_ascii_alphanumeric() || plain.contains(&byte) => char::from(byte).to_string(),
+        _ => format!("%{byte:02X}"),
+    };
+    text.iter().map(escape).collect()
+}
+
+/// A socket that listens. That of the file system is removed when it is dropped, if it still is ours.
+pub enum Listener {
+    Unix { listener: UnixListener, path: PathBuf, inode: u64 },
+    Tcp(TcpListener),
+}
+
+impl Listener {
+    /// Listens. The socket of a server that is dead is replaced, that of one that lives is not.
+    pub fn bind(address: &Address) -> Result<Self, Error> {
+        let failed = |e: io::Error| Error::new(format!("cannot listen at {address}: {e}"));
+        let listener = match address {
+            Address::Tcp(at) => {
+                let listener = TcpListener::bind(at).map_err(failed)?;
+                listener.set_nonblocking(true).map_err(failed)?;
+                Self::Tcp(listener)
+            }
+            Address::Unix(path) => {
+                clear_stale(path)?;
+                let listener = UnixListener::bind(path).map_err(failed)?;
+                listener.set_nonblocking(true).map_err(failed)?;
+                let inode = fs::symlink_metadata(path).map_err(failed)?.ino();
+                Self::Unix { listener, path: path.clone(), inode }
+            }
+        };
+        Ok(listener)
+    }
+
+    /// Where it listens in the end.
+    pub fn address(&self) -> Address {
+        match self {
+            Self::Unix { path, .. } => Address::Unix(path.clone()),
+            Self::Tcp(listener) => {
+                Address::Tcp(listener.local_addr().map_or_else(|e| e.to_string(), |a| a.to_string()))
+            }
+        }
+    }
+
+    /// A client that waits, if there is one.
+    pub fn accept(&self) -> io::Result<Stream> {
+        match self {
+            Self::Unix { listener, .. } => listener.accept().map(|(stream, _)| Stream::Unix(stream)),
+            Self::Tcp(listener) => listener.accept().map(|(stream, _)| Stream::Tcp(stream)),
+        }
+    }
+}
+
+impl AsFd for Listener {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Unix { listener, .. } => listener.as_fd(),
+            Self::Tcp(listener) => listener.as_fd(),
+        }
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        if let Self::Unix { path, inode, .. } = self
+            && fs::symlink_metadata(&*path).is_ok_and(|data| data.ino() == *inode)
+        {
+            // Whoever has removed it meanwhile wanted the same.
+            let _ = fs::remove_file(path);
+        }
+    }
+}
+
+fn clear_stale(path: &Path) -> Result<(), Error> {
+    let at = path.display();
+    match fs::symlink_metadata(path) {
+        Err(_) => return Ok(()),
+        Ok(data) if !data.file_type().is_socket() => {
+            return Err(Error::new(format!("{at} exists and is no socket: remove it, or name another path")));
+        }
+        Ok(_) => {}
+    }
+    match UnixStream::connect(path) {
+        Err(e) if e.kind() == io::ErrorKind::ConnectionRefused => fs::remove_file(path)
+            .map_err(|e| Error::new(format!("cannot remove the socket {at} of a dead server: {e}"))),
+        Ok(_) => Err(Error::new(format!("another server listens at {at}: stop it, or name another path"))),
+        Err(e) => Err(Error::new(format!("cannot tell whether another server listens at {at}: {e}"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_read_and_shown() {
+        for text in ["unix:/run/tmem.sock", "unix:a b", "127.0.0.1:10809", "[::1]:0", "localhost:10809"] {
+            assert_eq!(text.parse::<Address>().unwrap().to_string(), text);
+        }
+        for text in ["", "unix:", "/run/tmem.sock", ":10809", "localhost", "localhost:", "localhost:99999"] {
+            assert!(text.parse::<Address>().is_err_and(|why| why.contains("unix:PATH")), "{text}");
+        }
+        let uri = Address::Unix("/a b/c.sock".into()).uri("x/y");
+        assert_eq!(uri, "nbd+unix:///x%2Fy?socket=/a%20b/c.sock");
+    }
+
+    #[test]
+    fn a_dead_socket_is_replaced_and_a_live_one_is_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("socket");
+        let address = Address::Unix(path.clone());
+        drop(UnixListener::bind(&path).unwrap());
+        let alive = Listener::bind(&address).unwrap();
+        assert!(Listener::bind(&address).is_err_and(|e| e.to_string().contains("another server")));
+        drop(alive);
+        assert!(!path.exists());
+        fs::write(&path, "precious").unwrap();
+        assert!(Listener::bind(&address).is_err_and(|e| e.to_string().contains("no socket")));
+        assert_eq!(fs::read(&path).unwrap(), b"precious");
+    }
+}

@@ -1,0 +1,14 @@
+//! What can go wrong around a server, in one line that says what to do.
+
+/// An error of this crate.
+#[derive(Debug, thiserror::Error)]
+#[error("{message}")]
+pub struct Error {
+    message: String,
+}
+
+impl Error {
+    pub(crate) fn new(message: impl Into<String>) -> Self {
+        Self { message: message.into() }
+    }
+}

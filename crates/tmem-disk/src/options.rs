@@ -1,0 +1,29 @@
+//! What a user may ask of a server.
+
+use crate::address::Address;
+
+/// A disk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ExportOptions {
+    /// What clients call it; the first export can be had by the empty name, too.
+    pub name: String,
+    /// How many bytes it seems to have.
+    pub size_bytes: u64,
+    /// Clients cannot write to it.
+    pub read_only: bool,
+}
+
+/// Settings of a server.
+#[derive(Debug)]
+pub struct Options {
+    /// Bytes of RAM that all of it may take: stored pages, index, buffers of connections, the program's own.
+    pub ram_bytes: u64,
+    /// What packs blocks when they are written.
+    pub codec: tmem::CodecKind,
+    /// The disks.
+    pub exports: Vec<ExportOptions>,
+    /// Where to listen.
+    pub listen: Address,
+    /// Where packed blocks go that RAM has no room for.
+    pub spill: Option<tmem::Spill>,
+}

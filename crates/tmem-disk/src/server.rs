@@ -1,0 +1,307 @@
+//! The server: a store, its exports, a socket that listens, and a thread for each connection.
+
+use std::collections::HashMap;
+use std::io::{self, ErrorKind};
+use std::net::Shutdown;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, poll};
+use tmem::{Config, Store};
+
+use crate::address::{Address, Listener};
+use crate::connection::{self, CONNECTION_BYTES};
+use crate::error::Error;
+use crate::export::Export;
+use crate::fetch::FETCHERS_BYTES;
+use crate::figures::{ExportFigures, Figures};
+use crate::negotiate::{Agreed, House, PATIENCE, negotiate};
+use crate::options::Options;
+use crate::stream::Stream;
+use crate::stripes::Stripes;
+use crate::upkeep;
+
+/// Connections at a time.
+const CONNECTIONS_MAX: usize = 128;
+/// For so many of them there is room from the start; more of them take it from the store.
+const CONNECTIONS_READY: u64 = 8;
+/// What the program takes beside the store and connections.
+const OWN_BYTES: u64 = 1 << 20;
+/// The least that is good for something.
+const RAM_BYTES_MIN: u64 = 16 << 20;
+/// How long answers that are under way are waited for at the end.
+const FAREWELL: Duration = Duration::from_secs(2);
+/// A thread of a connection needs some pages of it.
+const STACK_BYTES: usize = 256 << 10;
+
+#[derive(Default)]
+struct Counters {
+    connections: AtomicU64,
+    broken: AtomicU64,
+    refused: AtomicU64,
+    used_peak: AtomicU64,
+}
+
+/// What all connections share.
+struct Shared {
+    store: Arc<Store>,
+    exports: Vec<Arc<Export>>,
+    ram_bytes: u64,
+    /// There is a spill file.
+    spills: bool,
+    /// What is not for the store, with no connection.
+    fixed_bytes: u64,
+    open: Mutex<HashMap<u64, Arc<Stream>>>,
+    stopping: AtomicBool,
+    counters: Counters,
+}
+
+/// A server that listens.
+pub struct Server {
+    shared: Arc<Shared>,
+    listener: Listener,
+}
+
+impl Server {
+    /// Makes the store and listens.
+    ///
+    /// # Errors
+    /// When the options do not fit together, or the address is taken.
+    pub fn bind(options: Options) -> Result<Self, Error> {
+        check(&options)?;
+        let fixed_bytes = OWN_BYTES + options.exports.len() as u64 * Stripes::BYTES;
+        let store_bytes =
+            options.ram_bytes - fixed_bytes - CONNECTIONS_READY * connection_bytes(options.spill.is_some());
+        // A full disk can be overwritten: each size of packed blocks may need a frame more for that.
+        let overwrite_bytes = (store_bytes / 64).clamp(256 << 10, 8 << 20);
+        let config = Config::new(store_bytes).codec(options.codec).overwrite_bytes(overwrite_bytes);
+        let no_store = |e| Error::new(format!("no store of {store_bytes} bytes can be made: {e}"));
+        let store = Arc::new(Store::new(config).map_err(no_store)?);
+        let spills = options.spill.is_some();
+        if let Some(spill) = options.spill {
+            let refused = |e| Error::new(format!("the spill file cannot be used: {e}"));
+            store.add_spill(spill).map_err(refused)?;
+        }
+        let exports = options.exports.iter().map(|options| Export::new(&store, spills, options).map(Arc::new));
+        let exports = exports.collect::<Result<Vec<_>, _>>()?;
+        let listener = Listener::bind(&options.listen)?;
+        let shared = Shared {
+            store,
+            exports,
+            ram_bytes: options.ram_bytes,
+            spills,
+            fixed_bytes,
+            open: Mutex::default(),
+            stopping: AtomicBool::new(false),
+            counters: Counters::default(),
+        };
+        Ok(Self { shared: Arc::new(shared), listener })
+    }
+
+    /// Where it listens in the end.
+    pub fn address(&self) -> Address {
+        self.listener.address()
+    }
+
+    /// Figures of this moment.
+    pub fn figures(&self) -> Figures {
+        self.shared.take_figures()
+    }
+
+    /// Serves until `stop` can be read or its other end is closed. Requests that have arrived are answered.
+    ///
+    /// # Errors
+    /// When waiting for clients fails.
+    pub fn run(&self, stop: BorrowedFd<'_>) -> Result<(), Error> {
+        let shared = &self.shared;
+        let upkeep = {
+            let shared = Arc::clone(shared);
+            let keep_up = move || {
+                let look = || {
+                    shared.used_bytes();
+                };
+                upkeep::keep_up(&shared.store, shared.spills, &shared.stopping, look);
+            };
+            let spawned = thread::Builder::new().name("tmem-upkeep".to_owned()).spawn(keep_up);
+            spawned.map_err(|e| Error::new(format!("no thread can be started: {e}")))?
+        };
+        let accepted = self.accept_all(stop);
+        shared.stopping.store(true, Relaxed);
+        upkeep.thread().unpark();
+        // What a client sent before is still read and answered.
+        shared.open().values().for_each(|stream| stream.shut_down(Shutdown::Read));
+        let until = Instant::now() + FAREWELL;
+        while !shared.open().is_empty() && Instant::now() < until {
+            thread::sleep(Duration::from_millis(2));
+        }
+        shared.open().values().for_each(|stream| stream.shut_down(Shutdown::Both));
+        // A panic of it has been told by then.
+        let _ = upkeep.join();
+        accepted
+    }
+
+    fn accept_all(&self, stop: BorrowedFd<'_>) -> Result<(), Error> {
+        loop {
+            let mut fds =
+                [PollFd::new(&stop, PollFlags::IN), PollFd::from_borrowed_fd(self.listener.as_fd(), PollFlags::IN)];
+            match poll(&mut fds, None) {
+                Ok(_) => {}
+                Err(rustix::io::Errno::INTR) => continue,
+                Err(e) => return Err(Error::new(format!("waiting for clients fails: {e}"))),
+            }
+            if !fds[0].revents().is_empty() {
+                return Ok(());
+            }
+            match self.listener.accept() {
+                Ok(stream) => self.welcome(stream),
+                // Gone again, or no descriptor to be had: poll would say the same at once.
+                Err(e) if e.kind() != ErrorKind::WouldBlock => thread::sleep(Duration::from_millis(20)),
+                Err(_) => {}
+            }
+        }
+    }
+
+    /// Gives a client its thread.
+    fn welcome(&self, stream: Stream) {
+        let shared = Arc::clone(&self.shared);
+        let number = shared.counters.connections.fetch_add(1, Relaxed);
+        let stream = Arc::new(stream);
+        {
+            let mut open = shared.open();
+            if open.len() >= CONNECTIONS_MAX {
+                shared.counters.refused.fetch_add(1, Relaxed);
+                return;
+            }
+            open.insert(number, Arc::clone(&stream));
+            shared.give_room(open.len() as u64);
+        }
+        let talk = move || {
+            let _visit = Visit { shared: &shared, number };
+            if let Err(e) = shared.talk(&stream)
+                && e.kind() == ErrorKind::InvalidData
+            {
+                shared.counters.broken.fetch_add(1, Relaxed);
+            }
+        };
+        let spawned = thread::Builder::new().name("tmem-nbd".to_owned()).stack_size(STACK_BYTES).spawn(talk);
+        if spawned.is_err() {
+            self.shared.counters.refused.fetch_add(1, Relaxed);
+            self.shared.leave(number);
+        }
+    }
+}
+
+/// What a connection takes.
+fn connection_bytes(spills: bool) -> u64 {
+    CONNECTION_BYTES + if spills { FETCHERS_BYTES } else { 0 }
+}
+
+fn check(options: &Options) -> Result<(), Error> {
+    if options.ram_bytes < RAM_BYTES_MIN {
+        return Err(Error::new(format!("--ram {} is too little: 16M is the least that works", options.ram_bytes)));
+    }
+    if options.exports.is_empty() {
+        return Err(Error::new("there is no disk to serve: give --size, or --export NAME=SIZE"));
+    }
+    for (at, export) in options.exports.iter().enumerate() {
+        let name = &export.name;
+        if name.len() > crate::protocol::NAME_BYTES_MAX {
+            return Err(Error::new("the name of an export may have 4096 bytes"));
+        }
+        if export.size_bytes > i64::MAX as u64 {
+            return Err(Error::new(format!("{} bytes are more than a disk can have", export.size_bytes)));
+        }
+        if options.exports[..at].iter().any(|other| other.name == *name) {
+            return Err(Error::new(format!("there are two exports called '{name}': give them different names")));
+        }
+    }
+    Ok(())
+}
+
+/// A connection, until its thread ends, however it does.
+struct Visit<'a> {
+    shared: &'a Shared,
+    number: u64,
+}
+
+impl Drop for Visit<'_> {
+    fn drop(&mut self) {
+        self.shared.leave(self.number);
+    }
+}
+
+impl Shared {
+    fn open(&self) -> MutexGuard<'_, HashMap<u64, Arc<Stream>>> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn leave(&self, number: u64) {
+        let mut open = self.open();
+        if let Some(stream) = open.remove(&number) {
+            // The client is told at once, though the table of whoever stops us may still have the stream.
+            stream.shut_down(Shutdown::Both);
+        }
+        self.give_room(open.len() as u64);
+    }
+
+    fn beside_store(&self, connections: u64) -> u64 {
+        self.fixed_bytes + connections * connection_bytes(self.spills)
+    }
+
+    /// The store has what so many connections leave.
+    fn give_room(&self, connections: u64) {
+        if connections >= CONNECTIONS_READY {
+            self.store.set_budget(self.ram_bytes.saturating_sub(self.beside_store(connections)));
+        }
+    }
+
+    fn talk(&self, stream: &Stream) -> io::Result<()> {
+        stream.prepare()?;
+        stream.set_patience(Some(PATIENCE))?;
+        match negotiate(&mut &*stream, self)? {
+            Agreed::Left => Ok(()),
+            Agreed::Export(export, terms) => {
+                stream.set_patience(None)?;
+                connection::serve(&mut &*stream, stream, &export, terms)
+            }
+        }
+    }
+
+    /// What all of it takes at present; the peak follows it.
+    fn used_bytes(&self) -> u64 {
+        let connections = self.open().len() as u64;
+        let used_bytes = self.store.memory_bytes() + self.beside_store(connections);
+        self.counters.used_peak.fetch_max(used_bytes, Relaxed);
+        used_bytes
+    }
+
+    fn take_figures(&self) -> Figures {
+        let used_bytes = self.used_bytes();
+        let connections = self.open().len() as u64;
+        Figures {
+            ram_bytes: self.ram_bytes,
+            used_bytes,
+            used_bytes_peak: self.counters.used_peak.load(Relaxed),
+            connections,
+            connections_total: self.counters.connections.load(Relaxed),
+            connections_broken: self.counters.broken.load(Relaxed),
+            connections_refused: self.counters.refused.load(Relaxed),
+            exports: self.exports.iter().map(|export| ExportFigures::of(export)).collect(),
+            ..Figures::of_store(&self.store)
+        }
+    }
+}
+
+impl House for Shared {
+    fn exports(&self) -> &[Arc<Export>] {
+        &self.exports
+    }
+
+    fn figures(&self) -> Vec<u8> {
+        // Numbers and texts can always be written.
+        serde_json::to_vec(&self.take_figures()).unwrap_or_default()
+    }
+}
