@@ -13,7 +13,8 @@ use std::fs;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{
     AtomicU64, AtomicUsize,
-    Ordering::{Acquire, Relaxed, Release},
+    Ordering::{Acquire, Relaxed, Release, SeqCst},
+    fence,
 };
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -85,13 +86,21 @@ impl List {
 }
 
 /// A way to the guard for a program that is about to start.
-pub struct Introduction(&'static Notes);
+pub struct Introduction {
+    notes: &'static Notes,
+    supervisor: u32,
+}
 
 impl Introduction {
-    /// Puts the calling process into the guard's care. For a child between fork and exec: makes no system call but getpid and
-    /// allocates nothing.
-    pub fn give(&self) {
-        self.0.processes.set(std::iter::once(u64::from(std::process::id())));
+    /// Puts the calling process into the guard's care. For a child between fork and exec: allocates nothing.
+    ///
+    /// # Errors
+    /// When the supervisor has ended already: then the guard may not have seen the note any more, and the child must not go on.
+    pub fn give(&self) -> Result<(), Errno> {
+        self.notes.processes.set(std::iter::once(u64::from(std::process::id())));
+        // The guard reads the notes after the supervisor's end, and that is when our parent becomes another one.
+        fence(SeqCst);
+        if std::os::unix::process::parent_id() == self.supervisor { Ok(()) } else { Err(Errno(libc::ESRCH)) }
     }
 }
 
@@ -129,7 +138,7 @@ impl Guard {
     /// For the program to be started, which must be in the guard's care before it runs: if the supervisor ends between the
     /// start and its first look, nobody else knows of the program.
     pub fn introduction(&self) -> Introduction {
-        Introduction(self.notes)
+        Introduction { notes: self.notes, supervisor: std::process::id() }
     }
 
     /// Replaces the list of processes to kill. One thread may do that at a time.

@@ -134,7 +134,7 @@ impl SpawnUnwaited for Command {
         // SAFETY: the closure only makes system calls, as is allowed between fork and exec.
         let child = unsafe {
             self.pre_exec(move || {
-                introduction.give();
+                introduction.give().map_err(|e| std::io::Error::from_raw_os_error(e.0))?;
                 Signals::unblock_all();
                 Ok(())
             })
