@@ -1,6 +1,6 @@
 //! The first phase of a connection: options, until an export is chosen.
 //!
-//! A client has [`PATIENCE`] for each word and [`OPTIONS_MAX`] options; so one that says nothing does not stay.
+//! A client has [`PATIENCE`] for all of it; so one that says nothing does not stay.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::sync::Arc;
@@ -12,8 +12,8 @@ use crate::protocol::{
     transmission as flag,
 };
 
-/// How long a client may take for a word of the handshake.
-pub const PATIENCE: Duration = Duration::from_secs(10);
+/// How long a client may take for the handshake.
+pub const PATIENCE: Duration = Duration::from_secs(15);
 const OPTIONS_MAX: u32 = 1000;
 /// Longer data of an option are skipped, and the option is refused.
 const OPTION_BYTES_MAX: u32 = 64 << 10;

@@ -20,7 +20,7 @@ use crate::fetch::FETCHERS_BYTES;
 use crate::figures::{ExportFigures, Figures};
 use crate::negotiate::{Agreed, House, PATIENCE, negotiate};
 use crate::options::Options;
-use crate::stream::Stream;
+use crate::stream::{Hurried, Stream};
 use crate::stripes::Stripes;
 use crate::upkeep;
 
@@ -73,8 +73,8 @@ impl Server {
     pub fn bind(options: Options) -> Result<Self, Error> {
         check(&options)?;
         let fixed_bytes = OWN_BYTES + options.exports.len() as u64 * Stripes::BYTES;
-        let store_bytes =
-            options.ram_bytes - fixed_bytes - CONNECTIONS_READY * connection_bytes(options.spill.is_some());
+        let beside = fixed_bytes + CONNECTIONS_READY * connection_bytes(options.spill.is_some());
+        let store_bytes = options.ram_bytes.saturating_sub(beside);
         // A full disk can be overwritten: each size of packed blocks may need a frame more for that.
         let overwrite_bytes = (store_bytes / 64).clamp(256 << 10, 8 << 20);
         let config = Config::new(store_bytes).codec(options.codec).overwrite_bytes(overwrite_bytes);
@@ -260,8 +260,7 @@ impl Shared {
 
     fn talk(&self, stream: &Stream) -> io::Result<()> {
         stream.prepare()?;
-        stream.set_patience(Some(PATIENCE))?;
-        match negotiate(&mut &*stream, self)? {
+        match negotiate(&mut Hurried::new(stream, PATIENCE), self)? {
             Agreed::Left => Ok(()),
             Agreed::Export(export, terms) => {
                 stream.set_patience(None)?;

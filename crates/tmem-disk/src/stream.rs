@@ -3,24 +3,28 @@
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::os::unix::net::UnixStream;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use rustix::net::{RecvFlags, recv};
+use rustix::net::{RecvFlags, recv, sockopt};
 
 use crate::polling::Hear;
 
-/// A connection of either kind.
+/// A connection of either kind. Where reading and writing block, a client decides how long.
 pub enum Stream {
     Unix(UnixStream),
     Tcp(TcpStream),
 }
 
 impl Stream {
-    /// Blocks, without waiting for more to be sent at once.
+    /// Blocks, sends at once what there is, and finds out if the machine at the other end is gone.
     pub fn prepare(&self) -> io::Result<()> {
         match self {
             Self::Unix(stream) => stream.set_nonblocking(false),
-            Self::Tcp(stream) => stream.set_nonblocking(false).and_then(|()| stream.set_nodelay(true)),
+            Self::Tcp(stream) => {
+                stream.set_nonblocking(false)?;
+                stream.set_nodelay(true)?;
+                Ok(sockopt::set_socket_keepalive(stream, true)?)
+            }
         }
     }
 
@@ -71,5 +75,63 @@ impl Write for &Stream {
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
+    }
+}
+
+/// A connection of which all reading and writing together has to be done by a certain time, however slowly bytes arrive.
+pub struct Hurried<'a> {
+    stream: &'a Stream,
+    until: Instant,
+}
+
+impl<'a> Hurried<'a> {
+    pub fn new(stream: &'a Stream, patience: Duration) -> Self {
+        Self { stream, until: Instant::now() + patience }
+    }
+
+    fn hurry(&self) -> io::Result<()> {
+        let left = self.until.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        self.stream.set_patience(Some(left))
+    }
+}
+
+impl Read for Hurried<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.hurry()?;
+        self.stream.read(buffer)
+    }
+}
+
+impl Write for Hurried<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.hurry()?;
+        self.stream.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::thread;
+
+    #[test]
+    fn a_client_that_drips_is_not_waited_for_longer() {
+        let (mut client, server) = UnixStream::pair().unwrap();
+        thread::spawn(move || {
+            while client.write_all(&[0]).is_ok() {
+                thread::sleep(Duration::from_millis(20));
+            }
+        });
+        let server = Stream::Unix(server);
+        let start = Instant::now();
+        Hurried::new(&server, Duration::from_millis(200)).read_exact(&mut [0; 1000]).unwrap_err();
+        assert!(start.elapsed() < Duration::from_secs(5));
     }
 }
