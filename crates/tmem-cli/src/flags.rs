@@ -148,6 +148,9 @@ It runs in the foreground, and prints a line with the address of each disk when 
 arrived are answered, and the socket is removed. Who may connect to unix:PATH is said by the permissions of the directory and by the umask. HOST:PORT has \
 no password and no encryption: whoever reaches it can read and write the disk.
 
+As a service: a socket that systemd listens at is taken over (then nothing is printed), and with Type=notify it is told when the disks can be had (docs/disk.md has the \
+units). Or try it with systemd-socket-activate.
+
 Exit status: 0 after Ctrl-C or SIGTERM; 125 if it cannot start or go on.
 
 Examples:
@@ -155,6 +158,7 @@ Examples:
   tmem disk --size 8G --ram 25% --listen 127.0.0.1:10809 --name scratch
   tmem disk --export a=4G --export b=512M --ram 1G --listen unix:/run/tmem.sock
   tmem disk --size 64G --ram 2G --spill /mnt/nvme:20G --listen unix:/run/tmem.sock
+  systemd-socket-activate -l /run/tmem.sock tmem disk --size 8G --ram 2G
   tmem disk stats unix:/run/tmem.sock
   nbdinfo 'nbd+unix:///?socket=/run/tmem.sock'
   nbdcopy image.raw 'nbd+unix:///?socket=/run/tmem.sock'
@@ -201,9 +205,10 @@ pub struct DiskServeArgs {
     pub ram: RamSize,
     /// Where to listen: a socket in the file system, or an address and a port; port 0 takes a free one.
     ///
-    /// The socket of a server that is dead is replaced, that of one that runs is not.
+    /// The socket of a server that is dead is replaced, that of one that runs is not. To be left out when a service manager hands over a
+    /// socket (LISTEN_FDS, as systemd does).
     #[arg(long, value_name = "unix:PATH|HOST:PORT")]
-    pub listen: tmem_disk::Address,
+    pub listen: Option<tmem_disk::Address>,
     /// What clients call the disk of --size. The first disk can be had by the empty name, too.
     #[arg(long, value_name = "NAME", default_value = "", requires = "size", hide_default_value = true)]
     pub name: String,
@@ -506,7 +511,6 @@ mod tests {
             &["tmem", "run", "--ram", "1G", "--spill-writes", "-1G", "ls"],
             &["tmem", "disk", "--ram", "1G", "--listen", "unix:/x"],
             &["tmem", "disk", "--size", "1G", "--listen", "unix:/x"],
-            &["tmem", "disk", "--size", "1G", "--ram", "1G"],
             &["tmem", "disk", "--size", "50%", "--ram", "1G", "--listen", "unix:/x"],
             &["tmem", "disk", "--size", "1G", "--ram", "1G", "--listen", "/x"],
             &["tmem", "disk", "--export", "1G", "--ram", "1G", "--listen", "unix:/x"],

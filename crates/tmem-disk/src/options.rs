@@ -1,5 +1,7 @@
 //! What a user may ask of a server.
 
+use std::os::fd::OwnedFd;
+
 use crate::address::Address;
 
 /// A disk.
@@ -13,6 +15,15 @@ pub struct ExportOptions {
     pub read_only: bool,
 }
 
+/// Where clients come from.
+#[derive(Debug)]
+pub enum Listen {
+    /// An address of its own.
+    At(Address),
+    /// A stream socket that listens already, unix or TCP: whoever started the server made it, and it stays when the server goes.
+    Inherited(OwnedFd),
+}
+
 /// Settings of a server.
 #[derive(Debug)]
 pub struct Options {
@@ -23,7 +34,7 @@ pub struct Options {
     /// The disks.
     pub exports: Vec<ExportOptions>,
     /// Where to listen.
-    pub listen: Address,
+    pub listen: Listen,
     /// Where packed blocks go that RAM has no room for.
     pub spill: Option<tmem::Spill>,
 }

@@ -87,7 +87,7 @@ impl Server {
         }
         let exports = options.exports.iter().map(|options| Export::new(&store, spills, options).map(Arc::new));
         let exports = exports.collect::<Result<Vec<_>, _>>()?;
-        let listener = Listener::bind(&options.listen)?;
+        let listener = Listener::new(options.listen)?;
         let shared = Shared {
             store,
             exports,
