@@ -46,17 +46,10 @@ fn serve(args: &DiskServeArgs) -> anyhow::Result<()> {
     let file = StoreSpill::prepare(&spill::parse(&args.spill)?, args.spill_plain, args.spill_faults.as_ref())?;
     let names: Vec<_> = exports.iter().map(|export| export.name.clone()).collect();
     let ram_bytes = args.ram.bytes()?;
-    let server = Server::bind(Options {
-        ram_bytes,
-        codec: args.codec.into(),
-        exports,
-        listen,
-        spill: file.open()?,
-        tls_certificates: args.tls_certificates.clone(),
-    })?;
+    let server = Server::bind(Options { ram_bytes, codec: args.codec.into(), exports, listen, spill: file.open()? })?;
     let address = server.address();
     if args.listen.is_some() {
-        announce(names.iter().map(|name| address.uri(name, args.tls_certificates.is_some())))?;
+        announce(names.iter().map(|name| address.uri(name)))?;
     }
     tell(&format!("READY=1\nSTATUS=Serving {} disks at {address}", names.len()));
     let served = server.run(stop.as_fd());
@@ -82,7 +75,7 @@ fn announce(uris: impl Iterator<Item = String>) -> anyhow::Result<()> {
 }
 
 fn stats(args: &DiskStatsArgs) -> anyhow::Result<()> {
-    let figures = tmem_disk::ask(&args.address, args.tls_certificates.as_deref())?;
+    let figures = tmem_disk::ask(&args.address)?;
     let text = if args.json { serde_json::to_string_pretty(&figures)? + "\n" } else { shown(&figures) };
     io::stdout().lock().write_all(text.as_bytes())?;
     Ok(())

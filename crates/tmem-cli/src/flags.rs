@@ -145,8 +145,8 @@ gone when the server ends. When the RAM is full, writes that need more fail at o
 readable, and can be overwritten and trimmed.
 
 It runs in the foreground, and prints a line with the address of each disk when it is ready. Ctrl-C and SIGTERM end it: requests that have \
-arrived are answered, and the socket is removed. Who may connect to unix:PATH is said by the permissions of the directory and by the umask. HOST:PORT \
-without --tls-certificates has no password and no encryption: whoever reaches it can read and write the disk.
+arrived are answered, and the socket is removed. Who may connect to unix:PATH is said by the permissions of the directory and by the umask. HOST:PORT has \
+no password and no encryption: whoever reaches it can read and write the disk.
 
 As a service: a socket that systemd listens at is taken over (then nothing is printed), and with Type=notify it is told when the disks can be had (docs/disk.md has the \
 units). Or try it with systemd-socket-activate.
@@ -158,7 +158,6 @@ Examples:
   tmem disk --size 8G --ram 25% --listen 127.0.0.1:10809 --name scratch
   tmem disk --export a=4G --export b=512M --ram 1G --listen unix:/run/tmem.sock
   tmem disk --size 64G --ram 2G --spill /mnt/nvme:20G --listen unix:/run/tmem.sock
-  tmem disk --size 8G --ram 2G --listen 0.0.0.0:10809 --tls-certificates /etc/pki/tmem
   systemd-socket-activate -l /run/tmem.sock tmem disk --size 8G --ram 2G
   tmem disk stats unix:/run/tmem.sock
   nbdinfo 'nbd+unix:///?socket=/run/tmem.sock'
@@ -210,11 +209,6 @@ pub struct DiskServeArgs {
     /// socket (LISTEN_FDS, as systemd does).
     #[arg(long, value_name = "unix:PATH|HOST:PORT")]
     pub listen: Option<tmem_disk::Address>,
-    /// Serve over TLS only, and only clients that have a certificate of the same authority.
-    ///
-    /// The directory has ca-cert.pem, server-cert.pem and server-key.pem, as nbdkit and QEMU know them (docs/disk.md says how to make them).
-    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
-    pub tls_certificates: Option<PathBuf>,
     /// What clients call the disk of --size. The first disk can be had by the empty name, too.
     #[arg(long, value_name = "NAME", default_value = "", requires = "size", hide_default_value = true)]
     pub name: String,
@@ -269,9 +263,6 @@ pub struct DiskStatsArgs {
     /// Where the server listens.
     #[arg(value_name = "unix:PATH|HOST:PORT")]
     pub address: tmem_disk::Address,
-    /// For a server with TLS: a directory with ca-cert.pem, client-cert.pem and client-key.pem.
-    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
-    pub tls_certificates: Option<PathBuf>,
     /// Print one JSON object instead of text.
     #[arg(long)]
     pub json: bool,

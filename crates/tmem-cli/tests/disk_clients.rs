@@ -3,14 +3,12 @@
 mod common;
 
 use std::fs;
-use std::io::{Read, Write};
-use std::net::TcpStream;
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use common::disk::{Disk, FIRST, Nbd, OPT_GO, OPT_STRUCTURED_REPLY, option};
+use common::disk::{Disk, Nbd};
 use common::{Guard, MIB, has, long, say, skip, wait_until};
 use tmem::testing::{Random, sample_pages};
 
@@ -296,123 +294,4 @@ fn clients_over_tcp_are_served_the_same() {
     run("nbdcopy", &[disk.uri(), text(&back)]);
     assert!(fs::read(&image).unwrap() == fs::read(&back).unwrap());
     disk.stop();
-}
-
-/// An authority, and a certificate of it for each side, in the files that clients look for.
-const MAKE_CERTIFICATES: &str = r#"
-set -e
-cd "$1"
-key='-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes'
-openssl req -x509 $key -days 2 -subj "/CN=authority" -keyout ca-key.pem -out ca-cert.pem
-for side in server client; do
-    openssl req $key -subj "/CN=localhost" -keyout $side-key.pem -out $side.csr
-    printf 'subjectAltName=DNS:localhost,IP:127.0.0.1\nextendedKeyUsage=%sAuth\n' $side >$side.ext
-    openssl x509 -req -in $side.csr -CA ca-cert.pem -CAkey ca-key.pem -CAcreateserial -days 2 -extfile $side.ext -out $side-cert.pem
-done
-"#;
-
-fn certificates(folder: PathBuf) -> PathBuf {
-    fs::create_dir_all(&folder).unwrap();
-    run("sh", &["-c", MAKE_CERTIFICATES, "sh", text(&folder)]);
-    folder
-}
-
-/// True if a client fails and has learned of no export.
-fn fails(program: &str, words: &[&str]) -> bool {
-    let out = Command::new("timeout").arg("20").arg(program).args(words).stdin(Stdio::null()).output().unwrap();
-    !out.status.success() && out.status.code() != Some(124) && !String::from_utf8_lossy(&out.stdout).contains("export")
-}
-
-#[test]
-fn with_tls_a_client_without_a_certificate_gets_nothing() {
-    let name = "with_tls_a_client_without_a_certificate_gets_nothing";
-    if !["openssl", "nbdinfo", "nbdcopy", "qemu-img", "qemu-io"].iter().all(|command| has(name, command)) {
-        return;
-    }
-    let folder = common::folder(name);
-    let (ours, others) = (certificates(folder.join("ours")), certificates(folder.join("others")));
-    let disk = Disk::start_at("localhost:0", &["--size", "1G", "--ram", "64M", "--tls-certificates", text(&ours)]);
-    let address = disk.uri().strip_prefix("nbds://").unwrap().trim_end_matches('/').to_owned();
-    let port = address.rsplit_once(':').unwrap().1.to_owned();
-    let uri = |dir: &Path| format!("nbds://localhost:{port}/?tls-certificates={}", text(dir));
-    let asked =
-        |words: &[&str]| common::run_tmem(&[&["disk", "stats"], words, &[&format!("localhost:{port}")]].concat());
-
-    assert_eq!(run("nbdinfo", &["--size", &uri(&ours)]), "1073741824\n");
-    let (image, back) = (image(&folder, 64), folder.join("back"));
-    let parallel = ["--connections=4", "--requests=32"];
-    run("nbdcopy", &[&parallel[..], &[text(&image), &uri(&ours)]].concat());
-    run("nbdcopy", &[&parallel[..], &[&uri(&ours), text(&back)]].concat());
-    run("truncate", &["--reference", text(&image), text(&back)]);
-    assert!(fs::read(&image).unwrap() == fs::read(&back).unwrap(), "what came back is not what was sent");
-    let object = format!("tls-creds-x509,id=tls,dir={},endpoint=client", text(&ours));
-    let disk_options = format!("driver=nbd,host=localhost,port={port},tls-creds=tls");
-    run("qemu-img", &["info", "--object", &object, "--image-opts", &disk_options]);
-    // Many at a time on one connection, writes of one pattern beside reads of another.
-    let at = |number: u64| format!("{} 40000", 100 * MIB + number * 50_000);
-    let mut commands: Vec<String> = (0..64).map(|number| format!("aio_write -q -P {number} {}", at(number))).collect();
-    commands.push("aio_flush".to_owned());
-    for number in 0..64 {
-        commands.push(format!("aio_read -q -P {number} {}", at(number)));
-        commands.push(format!("aio_write -q -P 77 {}", at(number + 64)));
-    }
-    let commands = commands.iter().flat_map(|command| ["-c", command]);
-    let words = ["--object", &object, "--image-opts", &disk_options].into_iter().chain(commands).collect::<Vec<_>>();
-    let said = run("qemu-io", &words);
-    assert!(!said.contains("fail"), "{said}");
-    assert_eq!(asked(&["--tls-certificates", text(&ours)]).0, 0);
-
-    // Without TLS, without a certificate, with one of another authority.
-    let without = folder.join("without");
-    fs::create_dir_all(&without).unwrap();
-    fs::copy(ours.join("ca-cert.pem"), without.join("ca-cert.pem")).unwrap();
-    let foreign = folder.join("foreign");
-    run("cp", &["-r", text(&others), text(&foreign)]);
-    fs::copy(ours.join("ca-cert.pem"), foreign.join("ca-cert.pem")).unwrap();
-    for uri in [format!("nbd://localhost:{port}/"), uri(&without), uri(&foreign)] {
-        assert!(fails("nbdinfo", &[&uri]) && fails("nbdinfo", &["--list", &uri]), "{uri}");
-        assert!(fails("nbdcopy", &[&uri, text(&folder.join("stolen"))]), "{uri}");
-    }
-    let (status, out, err) = asked(&[]);
-    assert!(status == 125 && out.is_empty() && err.contains("--tls-certificates"), "{err}");
-    assert_ne!(asked(&["--tls-certificates", text(&foreign)]).0, 0);
-
-    // By hand: everything but the way in is refused, and what was sent in the clear behind it is not taken for what comes later.
-    let open = || {
-        let mut stream = TcpStream::connect(("localhost", port.parse().unwrap())).unwrap();
-        stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
-        stream.read_exact(&mut [0; 18]).unwrap();
-        stream.write_all(&[0, 0, 0, 3]).unwrap();
-        stream
-    };
-    let reply = |mut stream: &TcpStream| {
-        let mut head = [0; 20];
-        stream.read_exact(&mut head).unwrap();
-        let word = |at: usize| u32::from_be_bytes(head[at..at + 4].try_into().unwrap());
-        stream.read_exact(&mut vec![0; word(16) as usize]).unwrap();
-        word(12)
-    };
-    let (export_name, list, start_tls) = (1, 3, 5);
-    let mut stream = open();
-    for code in [list, OPT_GO, OPT_STRUCTURED_REPLY, 0x746d_656d, 4_000_000] {
-        stream.write_all(&option(code, &FIRST)).unwrap();
-        assert_eq!(reply(&stream), 1 << 31 | 5, "option {code}");
-    }
-    stream.write_all(&option(export_name, &[])).unwrap();
-    assert_eq!(stream.read(&mut [0; 100]).unwrap(), 0, "an export in the clear");
-    let mut stream = open();
-    stream.write_all(&[option(start_tls, &[]), option(list, &[])].concat()).unwrap();
-    assert_eq!(reply(&stream), 1);
-    let mut rest = Vec::new();
-    let _ = stream.read_to_end(&mut rest);
-    // An alert of TLS at most.
-    assert!(
-        rest.len() < 50 && !rest.windows(8).any(|bytes| bytes == 0x0003_e889_0455_65a9_u64.to_be_bytes()),
-        "{rest:?}"
-    );
-
-    // It goes on as if nothing had happened.
-    assert_eq!(run("nbdinfo", &["--size", &uri(&ours)]), "1073741824\n");
-    disk.stop();
-    fs::remove_dir_all(&folder).unwrap();
 }

@@ -52,31 +52,22 @@ impl fmt::Display for Address {
 
 impl Address {
     /// The address of an export as NBD clients take it.
-    pub fn uri(&self, export: &str, tls: bool) -> String {
-        let scheme = if tls { "nbds" } else { "nbd" };
+    pub fn uri(&self, export: &str) -> String {
         let name = escaped(export.as_bytes(), b"-._~");
         match self {
             Self::Unix(path) => {
                 let path = escaped(path.as_os_str().as_encoded_bytes(), b"-._~/");
-                format!("{scheme}+unix:///{name}?socket={path}")
+                format!("nbd+unix:///{name}?socket={path}")
             }
-            Self::Tcp(address) => format!("{scheme}://{address}/{name}"),
-        }
-    }
-
-    /// Whose certificate is expected there.
-    pub(crate) fn host(&self) -> &str {
-        match self {
-            Self::Unix(_) => "localhost",
-            Self::Tcp(address) => address.rsplit_once(':').map_or("", |(host, _)| host.trim_matches(['[', ']'])),
+            Self::Tcp(address) => format!("nbd://{address}/{name}"),
         }
     }
 
     /// Connects as a client.
     pub(crate) fn connect(&self) -> io::Result<Stream> {
         match self {
-            Self::Unix(path) => UnixStream::connect(path).map(Stream::from),
-            Self::Tcp(address) => TcpStream::connect(address).map(Stream::from),
+            Self::Unix(path) => UnixStream::connect(path).map(Stream::Unix),
+            Self::Tcp(address) => TcpStream::connect(address).map(Stream::Tcp),
         }
     }
 }
@@ -164,8 +155,8 @@ impl Listener {
     /// A client that waits, if there is one.
     pub fn accept(&self) -> io::Result<Stream> {
         match self {
-            Self::Unix { listener, .. } => listener.accept().map(|(stream, _)| Stream::from(stream)),
-            Self::Tcp(listener) => listener.accept().map(|(stream, _)| Stream::from(stream)),
+            Self::Unix { listener, .. } => listener.accept().map(|(stream, _)| Stream::Unix(stream)),
+            Self::Tcp(listener) => listener.accept().map(|(stream, _)| Stream::Tcp(stream)),
         }
     }
 }
@@ -219,7 +210,7 @@ mod tests {
         for text in ["", "unix:", "/run/tmem.sock", ":10809", "localhost", "localhost:", "localhost:99999"] {
             assert!(text.parse::<Address>().is_err_and(|why| why.contains("unix:PATH")), "{text}");
         }
-        let uri = Address::Unix("/a b/c.sock".into()).uri("x/y", false);
+        let uri = Address::Unix("/a b/c.sock".into()).uri("x/y");
         assert_eq!(uri, "nbd+unix:///x%2Fy?socket=/a%20b/c.sock");
     }
 

@@ -23,7 +23,6 @@ mod stream;
 mod stripes;
 #[doc(hidden)]
 pub mod testing;
-mod tls;
 mod upkeep;
 
 pub use address::Address;

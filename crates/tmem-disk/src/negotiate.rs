@@ -6,15 +6,11 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::sync::Arc;
 use std::time::Duration;
 
-use rustls::ServerConfig;
-
 use crate::export::Export;
 use crate::protocol::{
     Asked, Broken, CONTEXT, CONTEXT_ID, ClientFlags, Info, OptionHead, Terms, greeting, option, option_reply,
     transmission as flag,
 };
-use crate::stream::StartTls;
-use crate::tls;
 
 /// How long a client may take for the handshake.
 pub const PATIENCE: Duration = Duration::from_secs(15);
@@ -30,8 +26,6 @@ pub trait House: Sync {
     fn exports(&self) -> &[Arc<Export>];
     /// The figures as JSON.
     fn figures(&self) -> Vec<u8>;
-    /// What clients have to show before they get anything, if there is such a thing.
-    fn tls(&self) -> Option<&Arc<ServerConfig>>;
 }
 
 /// What came of it.
@@ -46,7 +40,6 @@ struct Talk<'a, S> {
     house: &'a dyn House,
     stream: &'a mut S,
     no_zeroes: bool,
-    encrypted: bool,
     structured: bool,
     /// The export for which contexts were chosen.
     allocation_of: Option<String>,
@@ -56,11 +49,10 @@ struct Talk<'a, S> {
 ///
 /// # Errors
 /// When the connection fails, or what comes is no NBD ([`ErrorKind::InvalidData`]).
-pub fn negotiate(stream: &mut (impl Read + Write + StartTls), house: &dyn House) -> io::Result<Agreed> {
+pub fn negotiate(stream: &mut (impl Read + Write), house: &dyn House) -> io::Result<Agreed> {
     stream.write_all(&greeting())?;
     let flags = ClientFlags::decode(read(stream)?).map_err(broken)?;
-    let mut talk =
-        Talk { house, stream, no_zeroes: flags.no_zeroes, encrypted: false, structured: false, allocation_of: None };
+    let mut talk = Talk { house, stream, no_zeroes: flags.no_zeroes, structured: false, allocation_of: None };
     for _ in 0..OPTIONS_MAX {
         let head = OptionHead::decode(&read(talk.stream)?).map_err(broken)?;
         if !flags.fixed && head.code != option::EXPORT_NAME {
@@ -83,7 +75,7 @@ fn read<const N: usize>(stream: &mut impl Read) -> io::Result<[u8; N]> {
     stream.read_exact(&mut bytes).map(|()| bytes)
 }
 
-impl<S: Read + Write + StartTls> Talk<'_, S> {
+impl<S: Read + Write> Talk<'_, S> {
     fn answer(&mut self, head: OptionHead) -> io::Result<Option<Agreed>> {
         let code = head.code;
         if head.bytes > OPTION_BYTES_MAX {
@@ -93,14 +85,6 @@ impl<S: Read + Write + StartTls> Talk<'_, S> {
         }
         let mut data = vec![0; head.bytes as usize];
         self.stream.read_exact(&mut data)?;
-        if self.house.tls().is_some() && !self.encrypted && !matches!(code, option::STARTTLS | option::ABORT) {
-            // This one has no answer that says no.
-            if code == option::EXPORT_NAME {
-                return Err(broken(Broken("an export without TLS")));
-            }
-            self.refuse(code, option_reply::ERR_TLS_REQD, "TLS and a certificate are needed here")?;
-            return Ok(None);
-        }
         match Asked::decode(code, &data) {
             Ok(Asked::ExportName(name)) => return self.export_by_name(name).map(Some),
             Err(why) if code == option::EXPORT_NAME => return Err(broken(Broken(why))),
@@ -123,20 +107,10 @@ impl<S: Read + Write + StartTls> Talk<'_, S> {
                 self.say(code, option_reply::FIGURES, &self.house.figures())?;
                 self.say(code, option_reply::ACK, &[])?;
             }
-            Ok(Asked::StartTls) => match self.house.tls() {
-                None => {
-                    let why = "there is no TLS here: use a socket in the file system, or a tunnel";
-                    self.refuse(code, option_reply::ERR_UNSUP, why)?;
-                }
-                Some(_) if self.encrypted => self.refuse(code, option_reply::ERR_INVALID, "TLS has begun already")?,
-                Some(config) => {
-                    // Nothing was read beyond this option, so nothing that came in the clear is taken for what comes now.
-                    let tls = tls::accept(config)?;
-                    self.say(code, option_reply::ACK, &[])?;
-                    self.stream.start_tls(tls)?;
-                    self.encrypted = true;
-                }
-            },
+            Ok(Asked::StartTls) => {
+                let why = "there is no TLS here: use a socket in the file system, or a tunnel";
+                self.refuse(code, option_reply::ERR_UNSUP, why)?;
+            }
             Ok(Asked::Unknown) => self.refuse(code, option_reply::ERR_UNSUP, "there is no such option here")?,
         }
         Ok(None)

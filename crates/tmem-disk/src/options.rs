@@ -1,7 +1,6 @@
 //! What a user may ask of a server.
 
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
 
 use crate::address::Address;
 
@@ -36,9 +35,6 @@ pub struct Options {
     pub exports: Vec<ExportOptions>,
     /// Where to listen.
     pub listen: Listen,
-    /// A directory with `ca-cert.pem`, `server-cert.pem` and `server-key.pem`: then clients need a certificate of that authority, and
-    /// nothing is sent in the clear but how to begin.
-    pub tls_certificates: Option<PathBuf>,
     /// Where packed blocks go that RAM has no room for.
     pub spill: Option<tmem::Spill>,
 }

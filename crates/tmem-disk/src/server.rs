@@ -10,7 +10,6 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, poll};
-use rustls::ServerConfig;
 use tmem::{Config, Store};
 
 use crate::address::{Address, Listener};
@@ -23,7 +22,6 @@ use crate::negotiate::{Agreed, House, PATIENCE, negotiate};
 use crate::options::Options;
 use crate::stream::{Hurried, Stream};
 use crate::stripes::Stripes;
-use crate::tls::{self, TLS_BYTES};
 use crate::upkeep;
 
 /// Connections at a time.
@@ -54,9 +52,6 @@ struct Shared {
     ram_bytes: u64,
     /// There is a spill file.
     spills: bool,
-    tls: Option<Arc<ServerConfig>>,
-    /// What each connection takes.
-    connection_bytes: u64,
     /// What is not for the store, with no connection.
     fixed_bytes: u64,
     open: Mutex<HashMap<u64, Arc<Stream>>>,
@@ -78,11 +73,7 @@ impl Server {
     pub fn bind(options: Options) -> Result<Self, Error> {
         check(&options)?;
         let fixed_bytes = OWN_BYTES + options.exports.len() as u64 * Stripes::BYTES;
-        let tls = options.tls_certificates.as_deref().map(tls::server).transpose()?;
-        let connection_bytes = CONNECTION_BYTES
-            + if options.spill.is_some() { FETCHERS_BYTES } else { 0 }
-            + if tls.is_some() { TLS_BYTES } else { 0 };
-        let beside = fixed_bytes + CONNECTIONS_READY * connection_bytes;
+        let beside = fixed_bytes + CONNECTIONS_READY * connection_bytes(options.spill.is_some());
         let store_bytes = options.ram_bytes.saturating_sub(beside);
         // A full disk can be overwritten: each size of packed blocks may need a frame more for that.
         let overwrite_bytes = (store_bytes / 64).clamp(256 << 10, 8 << 20);
@@ -102,8 +93,6 @@ impl Server {
             exports,
             ram_bytes: options.ram_bytes,
             spills,
-            tls,
-            connection_bytes,
             fixed_bytes,
             open: Mutex::default(),
             stopping: AtomicBool::new(false),
@@ -205,6 +194,11 @@ impl Server {
     }
 }
 
+/// What a connection takes.
+fn connection_bytes(spills: bool) -> u64 {
+    CONNECTION_BYTES + if spills { FETCHERS_BYTES } else { 0 }
+}
+
 fn check(options: &Options) -> Result<(), Error> {
     if options.ram_bytes < RAM_BYTES_MIN {
         return Err(Error::new(format!("--ram {} is too little: 16M is the least that works", options.ram_bytes)));
@@ -254,7 +248,7 @@ impl Shared {
     }
 
     fn beside_store(&self, connections: u64) -> u64 {
-        self.fixed_bytes + connections * self.connection_bytes
+        self.fixed_bytes + connections * connection_bytes(self.spills)
     }
 
     /// The store has what so many connections leave.
@@ -308,9 +302,5 @@ impl House for Shared {
     fn figures(&self) -> Vec<u8> {
         // Numbers and texts can always be written.
         serde_json::to_vec(&self.take_figures()).unwrap_or_default()
-    }
-
-    fn tls(&self) -> Option<&Arc<ServerConfig>> {
-        self.tls.as_ref()
     }
 }

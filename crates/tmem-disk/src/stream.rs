@@ -1,92 +1,26 @@
-//! A connection of either kind, in the clear or encrypted.
+//! A connection of either kind.
 
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::os::unix::net::UnixStream;
-use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use rustix::net::{RecvFlags, recv, sockopt};
 
 use crate::polling::Hear;
-use crate::tls::Tls;
-
-/// A socket of either kind.
-enum Socket {
-    Unix(UnixStream),
-    Tcp(TcpStream),
-}
-
-impl Socket {
-    /// Reads what is there already.
-    fn receive_now(&self, buffer: &mut [u8]) -> io::Result<usize> {
-        let (bytes, _) = match self {
-            Self::Unix(stream) => recv(stream, buffer, RecvFlags::DONTWAIT),
-            Self::Tcp(stream) => recv(stream, buffer, RecvFlags::DONTWAIT),
-        }?;
-        Ok(bytes)
-    }
-}
-
-impl Read for &Socket {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        match self {
-            Socket::Unix(stream) => (&*stream).read(buffer),
-            Socket::Tcp(stream) => (&*stream).read(buffer),
-        }
-    }
-}
-
-impl Write for &Socket {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        match self {
-            Socket::Unix(stream) => (&*stream).write(bytes),
-            Socket::Tcp(stream) => (&*stream).write(bytes),
-        }
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
 
 /// A connection of either kind. Where reading and writing block, a client decides how long.
-pub struct Stream {
-    socket: Socket,
-    /// Once it is encrypted.
-    tls: OnceLock<Tls>,
-}
-
-impl From<UnixStream> for Stream {
-    fn from(stream: UnixStream) -> Self {
-        Self { socket: Socket::Unix(stream), tls: OnceLock::new() }
-    }
-}
-
-impl From<TcpStream> for Stream {
-    fn from(stream: TcpStream) -> Self {
-        Self { socket: Socket::Tcp(stream), tls: OnceLock::new() }
-    }
-}
-
-/// A connection that can become an encrypted one.
-pub trait StartTls {
-    /// What is read and written from now on is encrypted.
-    fn start_tls(&mut self, tls: Tls) -> io::Result<()>;
-}
-
-impl StartTls for &Stream {
-    fn start_tls(&mut self, tls: Tls) -> io::Result<()> {
-        self.tls.set(tls).map_err(|_| io::ErrorKind::AlreadyExists.into())
-    }
+pub enum Stream {
+    Unix(UnixStream),
+    Tcp(TcpStream),
 }
 
 impl Stream {
     /// Blocks, sends at once what there is, and finds out if the machine at the other end is gone.
     pub fn prepare(&self) -> io::Result<()> {
-        match &self.socket {
-            Socket::Unix(stream) => stream.set_nonblocking(false),
-            Socket::Tcp(stream) => {
+        match self {
+            Self::Unix(stream) => stream.set_nonblocking(false),
+            Self::Tcp(stream) => {
                 stream.set_nonblocking(false)?;
                 stream.set_nodelay(true)?;
                 Ok(sockopt::set_socket_keepalive(stream, true)?)
@@ -96,47 +30,46 @@ impl Stream {
 
     /// How long a read or a write may take; for ever if `None`.
     pub fn set_patience(&self, patience: Option<Duration>) -> io::Result<()> {
-        match &self.socket {
-            Socket::Unix(s) => s.set_read_timeout(patience).and_then(|()| s.set_write_timeout(patience)),
-            Socket::Tcp(s) => s.set_read_timeout(patience).and_then(|()| s.set_write_timeout(patience)),
+        match self {
+            Self::Unix(s) => s.set_read_timeout(patience).and_then(|()| s.set_write_timeout(patience)),
+            Self::Tcp(s) => s.set_read_timeout(patience).and_then(|()| s.set_write_timeout(patience)),
         }
     }
 
     /// Nothing more is read, or written either. Who waits for it is woken.
     pub fn shut_down(&self, how: Shutdown) {
         // A connection that has ended already is as good.
-        let _ = match &self.socket {
-            Socket::Unix(stream) => stream.shutdown(how),
-            Socket::Tcp(stream) => stream.shutdown(how),
+        let _ = match self {
+            Self::Unix(stream) => stream.shutdown(how),
+            Self::Tcp(stream) => stream.shutdown(how),
         };
     }
 }
 
 impl Read for &Stream {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let mut socket = &self.socket;
-        match self.tls.get() {
-            None => socket.read(buffer),
-            Some(tls) => tls.read(buffer, |bytes| (&self.socket).read(bytes), &mut socket),
+        match self {
+            Stream::Unix(stream) => (&*stream).read(buffer),
+            Stream::Tcp(stream) => (&*stream).read(buffer),
         }
     }
 }
 
 impl Hear for &Stream {
     fn read_now(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        match self.tls.get() {
-            None => self.socket.receive_now(buffer),
-            Some(tls) => tls.read(buffer, |bytes| self.socket.receive_now(bytes), &mut &self.socket),
-        }
+        let (bytes, _) = match self {
+            Stream::Unix(stream) => recv(stream, buffer, RecvFlags::DONTWAIT),
+            Stream::Tcp(stream) => recv(stream, buffer, RecvFlags::DONTWAIT),
+        }?;
+        Ok(bytes)
     }
 }
 
 impl Write for &Stream {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let mut socket = &self.socket;
-        match self.tls.get() {
-            None => socket.write(bytes),
-            Some(tls) => tls.write(bytes, &mut socket),
+        match self {
+            Stream::Unix(stream) => (&*stream).write(bytes),
+            Stream::Tcp(stream) => (&*stream).write(bytes),
         }
     }
 
@@ -165,23 +98,17 @@ impl<'a> Hurried<'a> {
     }
 }
 
-impl StartTls for Hurried<'_> {
-    fn start_tls(&mut self, tls: Tls) -> io::Result<()> {
-        (&*self.stream).start_tls(tls)
-    }
-}
-
 impl Read for Hurried<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         self.hurry()?;
-        (&*self.stream).read(buffer)
+        self.stream.read(buffer)
     }
 }
 
 impl Write for Hurried<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.hurry()?;
-        (&*self.stream).write(bytes)
+        self.stream.write(bytes)
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -202,7 +129,7 @@ mod tests {
                 thread::sleep(Duration::from_millis(20));
             }
         });
-        let server = Stream::from(server);
+        let server = Stream::Unix(server);
         let start = Instant::now();
         Hurried::new(&server, Duration::from_millis(200)).read_exact(&mut [0; 1000]).unwrap_err();
         assert!(start.elapsed() < Duration::from_secs(5));

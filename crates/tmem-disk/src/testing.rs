@@ -10,8 +10,6 @@ use crate::export::Export;
 use crate::negotiate::{Agreed, House, negotiate};
 use crate::options::ExportOptions;
 use crate::protocol::{Action, Asked, ClientFlags, OptionHead, Request, Terms};
-use crate::stream::StartTls;
-use crate::tls::Tls;
 
 const SIZE_BYTES: u64 = (1 << 20) + 7;
 
@@ -34,10 +32,6 @@ impl House for Target {
 
     fn figures(&self) -> Vec<u8> {
         b"{}".to_vec()
-    }
-
-    fn tls(&self) -> Option<&Arc<rustls::ServerConfig>> {
-        None
     }
 }
 
@@ -62,12 +56,6 @@ impl Write for Said<'_> {
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
-    }
-}
-
-impl StartTls for Said<'_> {
-    fn start_tls(&mut self, _: Tls) -> io::Result<()> {
-        Err(io::ErrorKind::Unsupported.into())
     }
 }
 

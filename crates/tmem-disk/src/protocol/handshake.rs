@@ -116,7 +116,6 @@ pub mod option_reply {
     /// It is not understood.
     pub const ERR_INVALID: u32 = 1 << 31 | 3;
     /// There is no such export.
-    pub const ERR_TLS_REQD: u32 = 1 << 31 | 5;
     pub const ERR_UNKNOWN: u32 = 1 << 31 | 6;
     /// There is too much of it.
     pub const ERR_TOO_BIG: u32 = 1 << 31 | 9;
