@@ -40,9 +40,12 @@ fn serve(args: &DiskServeArgs) -> anyhow::Result<()> {
     let file = StoreSpill::prepare(&spill::parse(&args.spill)?, args.spill_plain, args.spill_faults.as_ref())?;
     let names: Vec<_> = exports.iter().map(|export| export.name.clone()).collect();
     let (ram_bytes, listen) = (args.ram.bytes()?, args.listen.clone());
-    let server = Server::bind(Options { ram_bytes, codec: args.codec.into(), exports, listen, spill: file.open()? })?;
+    let tls_certificates = args.tls_certificates.clone();
+    let tls = tls_certificates.is_some();
+    let (codec, spill) = (args.codec.into(), file.open()?);
+    let server = Server::bind(Options { ram_bytes, codec, exports, listen, tls_certificates, spill })?;
     let address = server.address();
-    announce(names.iter().map(|name| address.uri(name)))?;
+    announce(names.iter().map(|name| address.uri(name, tls)))?;
     server.run(stop.as_fd())?;
     Ok(())
 }
@@ -58,7 +61,7 @@ fn announce(uris: impl Iterator<Item = String>) -> anyhow::Result<()> {
 }
 
 fn stats(args: &DiskStatsArgs) -> anyhow::Result<()> {
-    let figures = tmem_disk::ask(&args.address)?;
+    let figures = tmem_disk::ask(&args.address, args.tls_certificates.as_deref())?;
     let text = if args.json { serde_json::to_string_pretty(&figures)? + "\n" } else { shown(&figures) };
     io::stdout().lock().write_all(text.as_bytes())?;
     Ok(())

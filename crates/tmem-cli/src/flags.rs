@@ -145,8 +145,8 @@ gone when the server ends. When the RAM is full, writes that need more fail at o
 readable, and can be overwritten and trimmed.
 
 It runs in the foreground, and prints a line with the address of each disk when it is ready. Ctrl-C and SIGTERM end it: requests that have \
-arrived are answered, and the socket is removed. Who may connect to unix:PATH is said by the permissions of the directory and by the umask. HOST:PORT has \
-no password and no encryption: whoever reaches it can read and write the disk.
+arrived are answered, and the socket is removed. Who may connect to unix:PATH is said by the permissions of the directory and by the umask. Without \
+--tls-certificates, HOST:PORT has no password and no encryption: whoever reaches it can read and write the disk.
 
 Exit status: 0 after Ctrl-C or SIGTERM; 125 if it cannot start or go on.
 
@@ -155,6 +155,7 @@ Examples:
   tmem disk --size 8G --ram 25% --listen 127.0.0.1:10809 --name scratch
   tmem disk --export a=4G --export b=512M --ram 1G --listen unix:/run/tmem.sock
   tmem disk --size 64G --ram 2G --spill /mnt/nvme:20G --listen unix:/run/tmem.sock
+  tmem disk --size 8G --ram 2G --listen 0.0.0.0:10809 --tls-certificates /etc/tmem/pki
   tmem disk stats unix:/run/tmem.sock
   nbdinfo 'nbd+unix:///?socket=/run/tmem.sock'
   nbdcopy image.raw 'nbd+unix:///?socket=/run/tmem.sock'
@@ -204,6 +205,12 @@ pub struct DiskServeArgs {
     /// The socket of a server that is dead is replaced, that of one that runs is not.
     #[arg(long, value_name = "unix:PATH|HOST:PORT")]
     pub listen: tmem_disk::Address,
+    /// Talk TLS, and to nobody without a certificate: a directory with ca-cert.pem, server-cert.pem and server-key.pem.
+    ///
+    /// The names are those of nbdkit and QEMU. A client has to show a certificate that the authority in ca-cert.pem has signed: nbdinfo and
+    /// nbdcopy with --tls-certificates or ?tls-certificates= in the address, QEMU with a tls-creds-x509 object.
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub tls_certificates: Option<PathBuf>,
     /// What clients call the disk of --size. The first disk can be had by the empty name, too.
     #[arg(long, value_name = "NAME", default_value = "", requires = "size", hide_default_value = true)]
     pub name: String,
@@ -258,6 +265,11 @@ pub struct DiskStatsArgs {
     /// Where the server listens.
     #[arg(value_name = "unix:PATH|HOST:PORT")]
     pub address: tmem_disk::Address,
+    /// Ask with TLS: a directory with ca-cert.pem, client-cert.pem and client-key.pem.
+    ///
+    /// The certificate of the server has to be one for HOST, or for localhost with unix:PATH.
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub tls_certificates: Option<PathBuf>,
     /// Print one JSON object instead of text.
     #[arg(long)]
     pub json: bool,

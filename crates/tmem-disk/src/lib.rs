@@ -23,6 +23,7 @@ mod stream;
 mod stripes;
 #[doc(hidden)]
 pub mod testing;
+mod tls;
 mod upkeep;
 
 pub use address::Address;

@@ -1,5 +1,7 @@
 //! What a user may ask of a server.
 
+use std::path::PathBuf;
+
 use crate::address::Address;
 
 /// A disk.
@@ -24,6 +26,9 @@ pub struct Options {
     pub exports: Vec<ExportOptions>,
     /// Where to listen.
     pub listen: Address,
+    /// Nothing is said but with TLS: a folder with `ca-cert.pem`, `server-cert.pem` and `server-key.pem`. Clients need a
+    /// certificate of the same authority.
+    pub tls_certificates: Option<PathBuf>,
     /// Where packed blocks go that RAM has no room for.
     pub spill: Option<tmem::Spill>,
 }
