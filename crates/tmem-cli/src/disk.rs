@@ -11,7 +11,7 @@ use tmem_disk::{ExportFigures, ExportOptions, Figures, Options, Server};
 use tmem_run::StoreSpill;
 
 use crate::flags::{DiskArgs, DiskCommand, DiskServeArgs, DiskStatsArgs};
-use crate::spill;
+use crate::{service, spill};
 
 /// Does what `tmem disk` says.
 ///
@@ -46,7 +46,10 @@ fn serve(args: &DiskServeArgs) -> anyhow::Result<()> {
     let server = Server::bind(Options { ram_bytes, codec, exports, listen, tls_certificates, spill })?;
     let address = server.address();
     announce(names.iter().map(|name| address.uri(name, tls)))?;
-    server.run(stop.as_fd())?;
+    service::notify(&format!("READY=1\nSTATUS={} at {address}", if names.len() == 1 { "A disk" } else { "Disks" }));
+    let served = server.run(stop.as_fd());
+    service::notify("STOPPING=1");
+    served?;
     Ok(())
 }
 

@@ -202,9 +202,10 @@ pub struct DiskServeArgs {
     pub ram: RamSize,
     /// Where to listen: a socket in the file system, or an address and a port; port 0 takes a free one.
     ///
-    /// The socket of a server that is dead is replaced, that of one that runs is not.
+    /// The socket of a server that is dead is replaced, that of one that runs is not. Without it, the one socket is taken that systemd
+    /// has passed (LISTEN_FDS); docs/disk.md has units.
     #[arg(long, value_name = "unix:PATH|HOST:PORT")]
-    pub listen: tmem_disk::Address,
+    pub listen: Option<tmem_disk::Address>,
     /// Talk TLS, and to nobody without a certificate: a directory with ca-cert.pem, server-cert.pem and server-key.pem.
     ///
     /// The names are those of nbdkit and QEMU. A client has to show a certificate that the authority in ca-cert.pem has signed: nbdinfo and

@@ -7,6 +7,7 @@ mod estimate;
 mod faults;
 mod flags;
 mod manual;
+mod service;
 mod size;
 mod spill;
 mod stats;

@@ -10,6 +10,8 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+use listenfd::ListenFd;
+
 use crate::error::Error;
 use crate::stream::Stream;
 
@@ -92,7 +94,12 @@ fn escaped(text: &[u8], plain: &[u8]) -> String {
 
 /// A socket that listens. That of the file system is removed when it is dropped, if it still is ours.
 pub enum Listener {
-    Unix { listener: UnixListener, path: PathBuf, inode: u64 },
+    /// `inode` says which file is ours; `None` if it is the service manager's.
+    Unix {
+        listener: UnixListener,
+        path: PathBuf,
+        inode: Option<u64>,
+    },
     Tcp(TcpListener),
 }
 
@@ -111,10 +118,36 @@ impl Listener {
                 let listener = UnixListener::bind(path).map_err(failed)?;
                 listener.set_nonblocking(true).map_err(failed)?;
                 let inode = fs::symlink_metadata(path).map_err(failed)?.ino();
-                Self::Unix { listener, path: path.clone(), inode }
+                Self::Unix { listener, path: path.clone(), inode: Some(inode) }
             }
         };
         Ok(listener)
+    }
+
+    /// Takes the one socket that the service manager has passed (`sd_listen_fds(3)`); it stays the manager's.
+    pub fn passed() -> Result<Self, Error> {
+        let mut passed = ListenFd::from_env();
+        match passed.len() {
+            0 => {
+                let what = "give --listen unix:PATH or HOST:PORT, or start it by a systemd socket unit";
+                return Err(Error::new(format!("there is no address, and no socket was passed: {what}")));
+            }
+            1 => {}
+            more => return Err(Error::new(format!("{more} sockets were passed: one ListenStream= is what works"))),
+        }
+        let failed = |e: io::Error| Error::new(format!("the socket that was passed cannot be used: {e}"));
+        if let Ok(Some(listener)) = passed.take_unix_listener(0) {
+            listener.set_nonblocking(true).map_err(failed)?;
+            let address = listener.local_addr().map_err(failed)?;
+            let what = "the socket that was passed has no path: write ListenStream=/run/tmem.sock or a port";
+            let path = address.as_pathname().ok_or_else(|| Error::new(what))?.to_owned();
+            return Ok(Self::Unix { listener, path, inode: None });
+        }
+        // What is no stream that listens is refused here.
+        let listener = passed.take_tcp_listener(0).map_err(failed)?;
+        let listener = listener.ok_or_else(|| Error::new("no socket was passed"))?;
+        listener.set_nonblocking(true).map_err(failed)?;
+        Ok(Self::Tcp(listener))
     }
 
     /// Where it listens in the end.
@@ -147,7 +180,7 @@ impl AsFd for Listener {
 
 impl Drop for Listener {
     fn drop(&mut self) {
-        if let Self::Unix { path, inode, .. } = self
+        if let Self::Unix { path, inode: Some(inode), .. } = self
             && fs::symlink_metadata(&*path).is_ok_and(|data| data.ino() == *inode)
         {
             // Whoever has removed it meanwhile wanted the same.

@@ -24,8 +24,8 @@ pub struct Options {
     pub codec: tmem::CodecKind,
     /// The disks.
     pub exports: Vec<ExportOptions>,
-    /// Where to listen.
-    pub listen: Address,
+    /// Where to listen; at the socket that the service manager has passed, if `None` (`LISTEN_FDS`).
+    pub listen: Option<Address>,
     /// Nothing is said but with TLS: a folder with `ca-cert.pem`, `server-cert.pem` and `server-key.pem`. Clients need a
     /// certificate of the same authority.
     pub tls_certificates: Option<PathBuf>,

@@ -93,7 +93,10 @@ impl Server {
         }
         let exports = options.exports.iter().map(|options| Export::new(&store, spills, options).map(Arc::new));
         let exports = exports.collect::<Result<Vec<_>, _>>()?;
-        let listener = Listener::bind(&options.listen)?;
+        let listener = match &options.listen {
+            Some(address) => Listener::bind(address)?,
+            None => Listener::passed()?,
+        };
         let shared = Shared {
             store,
             exports,
