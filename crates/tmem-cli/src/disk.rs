@@ -43,7 +43,8 @@ fn serve(args: &DiskServeArgs) -> anyhow::Result<()> {
     let tls_certificates = args.tls_certificates.clone();
     let tls = tls_certificates.is_some();
     let (codec, spill) = (args.codec.into(), file.open()?);
-    let server = Server::bind(Options { ram_bytes, codec, exports, listen, tls_certificates, spill })?;
+    let for_swap = args.for_swap;
+    let server = Server::bind(Options { ram_bytes, codec, exports, listen, for_swap, tls_certificates, spill })?;
     let address = server.address();
     announce(names.iter().map(|name| address.uri(name, tls)))?;
     service::notify(&format!("READY=1\nSTATUS={} at {address}", if names.len() == 1 { "A disk" } else { "Disks" }));

@@ -160,7 +160,8 @@ Examples:
   nbdinfo 'nbd+unix:///?socket=/run/tmem.sock'
   nbdcopy image.raw 'nbd+unix:///?socket=/run/tmem.sock'
   qemu-system-x86_64 -drive file='nbd+unix:///?socket=/run/tmem.sock',format=raw,if=virtio,discard=unmap ...
-  nbd-client -unix /run/tmem.sock /dev/nbd0 && mkswap /dev/nbd0 && swapon /dev/nbd0";
+  tmem disk --size 8G --ram 2G --listen unix:/run/tmem.sock --for-swap
+  nbd-client -swap -unix /run/tmem.sock /dev/nbd0 && mkswap /dev/nbd0 && swapon /dev/nbd0";
 
 const DISK_STATS_NOTES: &str = "\
 Exit status: 0, or 125 if no tmem disk answers there.
@@ -221,6 +222,12 @@ pub struct DiskServeArgs {
     /// Clients cannot write.
     #[arg(long)]
     pub read_only: bool,
+    /// For a disk that this machine swaps to: tmem is never swapped out, killed for lack of memory, or kept waiting for swap itself.
+    ///
+    /// That takes root, or CAP_IPC_LOCK and CAP_SYS_RESOURCE; where one of them is missing tmem does not start. RAM is taken as it is needed,
+    /// so let --ram be what the machine can spare. A virtual machine's own swap needs none of this: there the host has the memory.
+    #[arg(long, conflicts_with_all = ["spill", "spill_plain", "spill_faults"])]
+    pub for_swap: bool,
     /// What packs blocks when they are written: zstd takes less RAM, lz4 less time.
     ///
     /// Cold blocks are packed again, with zstd and together with their neighbours, either way.

@@ -12,6 +12,7 @@ mod error;
 mod export;
 mod fetch;
 mod figures;
+mod for_swap;
 mod input;
 mod negotiate;
 mod options;

@@ -26,6 +26,8 @@ pub struct Options {
     pub exports: Vec<ExportOptions>,
     /// Where to listen; at the socket that the service manager has passed, if `None` (`LISTEN_FDS`).
     pub listen: Option<Address>,
+    /// The kernel may swap to it: memory is locked, and what privileges that takes is there or the server does not start.
+    pub for_swap: bool,
     /// Nothing is said but with TLS: a folder with `ca-cert.pem`, `server-cert.pem` and `server-key.pem`. Clients need a
     /// certificate of the same authority.
     pub tls_certificates: Option<PathBuf>,

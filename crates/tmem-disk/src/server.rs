@@ -19,6 +19,7 @@ use crate::error::Error;
 use crate::export::Export;
 use crate::fetch::FETCHERS_BYTES;
 use crate::figures::{ExportFigures, Figures};
+use crate::for_swap;
 use crate::negotiate::{Agreed, House, PATIENCE, Security, greet, haggle};
 use crate::options::Options;
 use crate::protocol::ClientFlags;
@@ -77,6 +78,9 @@ impl Server {
     /// When the options do not fit together, or the address is taken.
     pub fn bind(options: Options) -> Result<Self, Error> {
         check(&options)?;
+        if options.for_swap {
+            for_swap::prepare()?;
+        }
         let fixed_bytes = OWN_BYTES + options.exports.len() as u64 * Stripes::BYTES;
         let tls = options.tls_certificates.as_deref().map(tls::server_config).transpose()?;
         let beside = fixed_bytes + CONNECTIONS_READY * connection_bytes(options.spill.is_some(), tls.is_some());
@@ -97,6 +101,9 @@ impl Server {
             Some(address) => Listener::bind(address)?,
             None => Listener::passed()?,
         };
+        if options.for_swap {
+            for_swap::lock()?;
+        }
         let shared = Shared {
             store,
             exports,
