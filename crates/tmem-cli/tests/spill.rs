@@ -239,15 +239,86 @@ fn a_killed_supervisor_leaves_no_file() {
     let folder = folder(name);
     let (mut child, _out) = filled(folder.to_str().unwrap(), "32M");
     let tree = tree_of(child.id());
-    let deleted = |pid: &u32| {
-        let open = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
-        open.filter_map(|fd| fs::read_link(fd.path()).ok()).any(|to| to.starts_with(&folder))
-    };
+    let deleted = |pid: &u32| has_unnamed(*pid, &folder);
     assert!(tree.iter().any(deleted), "the file is not where it should be");
     child.kill().unwrap();
     child.wait().unwrap();
     assert_eq!(fs::read_dir(&folder).unwrap().count(), 0, "something is left");
     assert!(wait_until(Duration::from_secs(10), || !tree.iter().any(deleted)), "somebody still has the file");
+}
+
+/// Files without a name in this directory that a process has open.
+fn has_unnamed(pid: u32, folder: &Path) -> bool {
+    let open = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+    open.filter_map(|fd| fs::read_link(fd.path()).ok()).any(|to| to.starts_with(folder))
+}
+
+#[test]
+fn what_was_spilled_of_a_running_program_comes_home_when_it_is_let_go_of() {
+    let name = "what_was_spilled_of_a_running_program_comes_home_when_it_is_let_go_of";
+    if !can_run(name) {
+        return;
+    }
+    let folder = folder(name);
+    let stats = folder.join("stats.json");
+    let mut child = Command::new(program("noise", Linking::Dynamic))
+        .args(["96", "2", "1500"])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut out = BufReader::new(child.stdout.take().unwrap());
+    let mut line = String::new();
+    out.read_line(&mut line).unwrap();
+    assert_eq!(line, "filled\n");
+    let pid = child.id().to_string();
+    let mut supervisor = Command::new(tmem())
+        .args(["attach", "--ram", "40M", "--spill", folder.to_str().unwrap(), "--stats", stats.to_str().unwrap(), &pid])
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let own = supervisor.id();
+    assert!(wait_until(Duration::from_secs(10), || has_unnamed(own, &folder)), "nothing was spilled");
+    // It goes on reading, and what it reads comes back from disk.
+    std::thread::sleep(Duration::from_secs(2));
+    let (status, _, err) = run_tmem(&["detach", &pid]);
+    assert_eq!((status, err.as_str()), (0, ""));
+    assert!(supervisor.wait().unwrap().success());
+    let figures: serde_json::Value = serde_json::from_slice(&fs::read(&stats).unwrap()).unwrap();
+    say(&format!("{name}: {}", figures["spill"]));
+    assert!(figures["spill"]["zpages_back"].as_u64().unwrap() > 1000, "{figures}");
+    line.clear();
+    out.read_line(&mut line).unwrap();
+    assert_eq!((line.as_str(), child.wait().unwrap().success()), ("ok noise 2 rounds\n", true));
+    fs::remove_dir_all(&folder).unwrap();
+}
+
+#[test]
+fn without_a_disk_auto_keeps_everything_in_ram() {
+    let name = "without_a_disk_auto_keeps_everything_in_ram";
+    if !can_run(name) {
+        return;
+    }
+    let hide = "for dir in /var/tmp /tmp \"$TMPDIR\"; do mount -t tmpfs none \"$dir\" || exit 77; done; cd \"$TMPDIR\"; exec \"$@\"";
+    let home = folder(name);
+    let program = program("noise", Linking::Dynamic);
+    let ended = Command::new("unshare")
+        .args(["--mount", "sh", "-c", hide, "sh"])
+        .arg(tmem())
+        .args(["run", "--ram", "40M", "--on-full", "grow", "--progress", "--"])
+        .arg(program)
+        .arg("64")
+        .env("TMPDIR", &home)
+        .output();
+    let ended = match ended {
+        Ok(ended) if ended.status.code() != Some(77) && !ended.stderr.starts_with(b"unshare:") => ended,
+        Ok(ended) => return skip(name, &String::from_utf8_lossy(&ended.stderr)),
+        Err(error) => return skip(name, &format!("unshare: {error}")),
+    };
+    let (out, err) = (String::from_utf8_lossy(&ended.stdout), String::from_utf8_lossy(&ended.stderr));
+    assert!(ended.status.success() && out == "ok noise 1 rounds\n", "{out}{err}");
+    assert!(err.contains("no disk to spill to"), "{err}");
+    fs::remove_dir_all(&home).unwrap();
 }
 
 fn refused(spill: &str, says: &str) {

@@ -1,7 +1,7 @@
 //! Compressed RAM disks: exports whose blocks are pages of a [`tmem::Store`], served over NBD.
 //!
 //! [`Server::bind`] makes the store and listens, [`Server::run`] serves until it is told to stop. [`ask`] asks a running server for
-//! its [`Figures`]. See ARCHITECTURE.md for the life of a request.
+//! its [`Figures`]. See docs/disk.md for the life of a request.
 
 #![forbid(unsafe_code)]
 

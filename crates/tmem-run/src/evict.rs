@@ -47,6 +47,8 @@ struct Item {
     kept: Option<Fingerprint>,
     /// A forked relative had it too.
     shared: bool,
+    /// Nothing says that it will be wanted soon.
+    passing: bool,
     copy: Copy,
 }
 
@@ -265,6 +267,7 @@ impl Evictor {
                 contents,
                 kept: inner.kept.remove(&page).filter(|_| before.is_cached()),
                 shared: before.is_stuck(),
+                passing: before.is_passing(),
                 copy: Copy::None,
             });
         }
@@ -330,7 +333,13 @@ impl Evictor {
                 item.copy = Copy::New;
                 continue;
             }
-            if let Ok(put) = shared.store.put(item.slot_key, page) {
+            // What passes through RAM on its way to a fast disk gains nothing from being dense.
+            let put = if item.passing && shared.spill.is_fast() {
+                shared.store.put_quickly(item.slot_key, page)
+            } else {
+                shared.store.put(item.slot_key, page)
+            };
+            if let Ok(put) = put {
                 item.copy = Copy::New;
                 taken += put.stored_bytes as u64;
             }

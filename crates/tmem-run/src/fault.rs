@@ -286,7 +286,7 @@ impl Space {
             if keeps {
                 inner.kept.insert(page, shared.fingerprint(contents));
             }
-            let home = meta.home().cached(keeps);
+            let home = meta.home().cached(keeps).passing(pages >= STREAM_PAGES_MIN);
             let soon = page == asked && shared.is_soon(meta.epoch());
             add(&shared.counters.pages_refaulted, soon.into());
             inner.pages.set(page, if soon && pages == 1 { home.heated() } else { home.cooled() });

@@ -32,11 +32,12 @@ pub enum Place {
 /// | 4 | *stuck*: moving it failed; it may be shared with a forked child |
 /// | 5-8 | *credit*: turns of the queue that the page may still sit out |
 /// | 9-11 | *heat*: how often in a row it came back soon after it was evicted |
+/// | 12 | *passing*: it last came back as a part of a long stream |
 /// | 16-31 | *epoch* of the last eviction, modulo 65536 |
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Meta(u32);
 
-const HISTORY: u32 = 0xffff_0e00;
+const HISTORY: u32 = 0xffff_1e00;
 
 impl Meta {
     /// Greatest heat; a page of heat h sits out 2^h - 1 turns.
@@ -110,6 +111,16 @@ impl Meta {
     /// Came back after a long time: half as hot, no credit.
     pub fn cooled(self) -> Meta {
         Meta(self.0 & !0xe00 | ((self.0 >> 9 & 7) / 2) << 9).with_credit(0)
+    }
+
+    /// True if it was never evicted, or last came back as a part of a long stream: nothing says that it will be wanted soon.
+    pub fn is_passing(self) -> bool {
+        self.epoch() == 0 || self.0 & 0x1000 != 0
+    }
+
+    /// Sets or clears *passing*.
+    pub fn passing(self, yes: bool) -> Meta {
+        Meta(self.0 & !0x1000 | u32::from(yes) << 12)
     }
 
     /// Epoch of the last eviction.
@@ -315,6 +326,8 @@ mod tests {
         let m = Meta::default().with_epoch(60_000).heated().heated().cached(true).stuck(true).going(true);
         assert_eq!((m.epoch(), m.credit()), (60_000, 3));
         assert!(m.is_cached() && m.is_stuck() && m.is_going());
+        assert!(Meta::default().is_passing() && !m.is_passing() && m.passing(true).is_passing());
+        assert_eq!((m.passing(true).home().is_passing(), m.passing(true).passing(false)), (true, m));
         let stored = m.at(Place::Stored);
         assert_eq!((stored.place(), stored.epoch(), stored.credit()), (Place::Stored, 60_000, 0));
         assert_eq!(stored.heated().credit(), 7);

@@ -256,6 +256,11 @@ impl SpillFile {
         self.roomy.load(Relaxed)
     }
 
+    /// Whether pages that go to the file need not be packed as densely as can be.
+    pub fn is_fast(&self) -> bool {
+        self.notes.writes_are_cheap()
+    }
+
     fn open(&self, store: &Store) -> bool {
         let add = |spill: tmem::Spill| store.add_spill(spill.flushed_after_gets()).map_err(io::Error::other);
         let opened = match self.spill() {

@@ -215,7 +215,11 @@ impl World {
         let keeps = self.random.below(4) == 0;
         let (id, pool) = &mut self.pools[at];
         let key = Key { pool: *id, object, index };
-        let put = if keeps { self.store.overwrite(key, &page) } else { self.store.put(key, &page) };
+        let put = match (keeps, key.index % 3) {
+            (true, _) => self.store.overwrite(key, &page),
+            (false, 0) => self.store.put_quickly(key, &page),
+            (false, _) => self.store.put(key, &page),
+        };
         match put {
             Ok(put) => {
                 assert!(!pool.frozen);

@@ -134,3 +134,27 @@ fn groups_can_be_dropped() {
     assert_eq!(done.evicted + store.pool_stats(pool).unwrap().pages, PAGES.into());
     assert_eq!(store.stats().zpages, 0);
 }
+
+#[test]
+fn pages_packed_quickly_are_packed_well_once_they_are_cold() {
+    let stored = |quickly: bool| {
+        let store = Store::new(Config::new(64 << 20).allocator(AllocatorKind::Zsmalloc).threads(1)).unwrap();
+        let pool = store.create_pool(PoolKind::Persistent, PoolOptions::default()).unwrap();
+        for index in 0..PAGES {
+            let put = if quickly {
+                store.put_quickly(key(pool, index), &page(index))
+            } else {
+                store.put(key(pool, index), &page(index))
+            };
+            put.unwrap();
+        }
+        check(&store, pool, 0..PAGES);
+        let at_first = store.stats().compressed_bytes;
+        (0..3).for_each(|_| _ = store.recompress(AMPLE));
+        check(&store, pool, 0..PAGES);
+        (at_first, store.stats().compressed_bytes)
+    };
+    let (well, quick) = (stored(false), stored(true));
+    assert!(quick.0 > well.0 * 11 / 10, "{quick:?} {well:?}");
+    assert!(quick.1 < quick.0 * 9 / 10, "{quick:?} {well:?}");
+}

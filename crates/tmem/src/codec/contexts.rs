@@ -6,7 +6,8 @@
 //! for a new one; those that pack go when nobody used them for a while.
 
 use super::{
-    CodecKind, Encoding, Expand, GroupExpander, Malformed, PACKED_BYTES_MAX, Pack, ZstdExpander, expand_plain, packer,
+    CodecKind, Encoding, Expand, GroupExpander, Lz4, Malformed, PACKED_BYTES_MAX, Pack, ZstdExpander, expand_plain,
+    packer,
 };
 use crate::budget::Budget;
 use crate::error::{Error, ErrorKind};
@@ -14,9 +15,20 @@ use crate::page::Page;
 use crate::sync::{Mutex, Rank, try_lock};
 use crate::threads::own_slot;
 
+/// How much is done to pack a page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Effort {
+    /// The store's codec.
+    Usual,
+    /// LZ4, whatever the store's codec is.
+    Quick,
+}
+
 /// A packing context with room for its result.
 pub(crate) struct Packer {
     codec: Box<dyn Pack>,
+    /// LZ4 for pages that are better packed quickly; comes with the first of them.
+    quick: Option<Lz4>,
     packed: Box<[u8; PACKED_BYTES_MAX]>,
     /// Since unused ones were looked for.
     used: bool,
@@ -24,13 +36,21 @@ pub(crate) struct Packer {
 
 impl Packer {
     fn memory_bytes(&self) -> u64 {
-        (self.codec.memory_bytes() + PACKED_BYTES_MAX) as u64
+        (self.codec.memory_bytes() + self.quick.as_ref().map_or(0, Pack::memory_bytes) + PACKED_BYTES_MAX) as u64
     }
 
     /// Packs `page`; the result lies in the packer until the next page. A page that does not shrink comes back raw.
-    pub(crate) fn compress<'a>(&'a mut self, page: &'a Page) -> (Encoding, &'a [u8]) {
-        match self.codec.compress(page, &mut self.packed) {
-            Some(len) => (self.codec.encoding(), &self.packed[..len]),
+    pub(crate) fn compress<'a>(&'a mut self, budget: &Budget, page: &'a Page, effort: Effort) -> (Encoding, &'a [u8]) {
+        let codec: &mut dyn Pack = match effort {
+            Effort::Usual => &mut *self.codec,
+            Effort::Quick => self.quick.get_or_insert_with(|| {
+                let quick = Lz4::new();
+                budget.charge(Pack::memory_bytes(&quick) as u64);
+                quick
+            }),
+        };
+        match codec.compress(page, &mut self.packed) {
+            Some(len) => (codec.encoding(), &self.packed[..len]),
             None => (Encoding::Raw, page),
         }
     }
@@ -72,7 +92,7 @@ impl Contexts {
         let mut slot = own_slot(&self.packers);
         if slot.is_none() {
             let codec = packer(self.kind).ok_or_else(no_memory)?;
-            let packer = Packer { codec, packed: Box::new([0; PACKED_BYTES_MAX]), used: true };
+            let packer = Packer { codec, quick: None, packed: Box::new([0; PACKED_BYTES_MAX]), used: true };
             budget.charge(packer.memory_bytes());
             *slot = Some(packer);
         }

@@ -9,7 +9,7 @@ mod group;
 mod lz4;
 mod zstd;
 
-pub(crate) use contexts::Contexts;
+pub(crate) use contexts::{Contexts, Effort};
 pub(crate) use group::{GROUP_PAGES, GROUP_PAGES_MIN, GroupExpander, GroupPacker};
 pub(crate) use lz4::Lz4;
 pub(crate) use zstd::{ZstdExpander, ZstdPacker};

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use super::Store;
 use crate::alloc::{Allocator, Class, Handle, NewZpage, Owner, Queue, Tenant};
 use crate::budget::Purpose;
-use crate::codec::{Encoding, GROUP_PAGES, GROUP_PAGES_MIN, GroupPacker, PACKED_BYTES_MAX};
+use crate::codec::{Effort, Encoding, GROUP_PAGES, GROUP_PAGES_MIN, GroupPacker, PACKED_BYTES_MAX};
 use crate::index::{LEAF_SLOTS, LeafKey, Place, Shard, Slot, Word};
 use crate::page::{PAGE_SIZE, Page, payload_check};
 use crate::pool::PoolSlot;
@@ -276,7 +276,7 @@ impl Store {
             }
         };
         let repacked = self.contexts.packer(&self.budget, |packer| {
-            let (encoding, payload) = packer.compress(&page);
+            let (encoding, payload) = packer.compress(&self.budget, &page, Effort::Usual);
             if payload.len() > bytes_max {
                 return false;
             }

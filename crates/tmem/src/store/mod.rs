@@ -24,7 +24,7 @@ use std::sync::{Arc, OnceLock};
 
 use crate::alloc::{Allocator, Class, HEADER_BYTES, NewZpage, NoRoom, PART_BYTES_MAX, PARTS_MAX, Queue, Zpage, Zpages};
 use crate::budget::{Budget, Purpose};
-use crate::codec::{Contexts, Encoding};
+use crate::codec::{Contexts, Effort, Encoding};
 use crate::error::{Error, ErrorKind};
 use crate::ghosts::Ghosts;
 use crate::index::{Directory, LeafKey, Place, SHARDS_MAX, Shards, Slot, Word};
@@ -202,7 +202,20 @@ impl Store {
     /// [`is_no_room`](Error::is_no_room) when the page does not fit even after ephemeral pages were dropped and holes
     /// were closed; [`is_frozen`](Error::is_frozen), [`is_no_pool`](Error::is_no_pool).
     pub fn put(&self, key: Key, page: &Page) -> Result<Put, Error> {
-        let put = self.overwrite(key, page);
+        self.put_with(key, page, Effort::Usual)
+    }
+
+    /// Copies a page in like [`put`](Self::put), packed with LZ4 whatever the store's codec is: for pages that will soon leave RAM
+    /// for a fast disk, where packing and expanding take longer than writing and reading the bytes that zstd would save.
+    ///
+    /// # Errors
+    /// As those of [`put`](Self::put).
+    pub fn put_quickly(&self, key: Key, page: &Page) -> Result<Put, Error> {
+        self.put_with(key, page, Effort::Quick)
+    }
+
+    fn put_with(&self, key: Key, page: &Page, effort: Effort) -> Result<Put, Error> {
+        let put = self.overwrite_with(key, page, effort);
         if put.as_ref().is_err_and(|error| error.is_no_room() || error.is_frozen()) {
             self.flush_page(key);
         }
@@ -215,6 +228,10 @@ impl Store {
     /// # Errors
     /// As those of [`put`](Self::put).
     pub fn overwrite(&self, key: Key, page: &Page) -> Result<Put, Error> {
+        self.overwrite_with(key, page, Effort::Usual)
+    }
+
+    fn overwrite_with(&self, key: Key, page: &Page, effort: Effort) -> Result<Put, Error> {
         let (state, slot) = self.pools.find(key.pool).ok_or(ErrorKind::NoPool)?;
         if state.frozen() {
             return Err(ErrorKind::Frozen.into());
@@ -225,7 +242,7 @@ impl Store {
             return self.put_parcel(key, slot, word, &Parcel::new(Encoding::Fill, payload));
         }
         self.contexts.packer(&self.budget, |packer| {
-            let (encoding, payload) = packer.compress(page);
+            let (encoding, payload) = packer.compress(&self.budget, page, effort);
             self.put_parcel(key, slot, None, &Parcel::new(encoding, payload))
         })?
     }
