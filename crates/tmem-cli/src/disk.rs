@@ -7,7 +7,7 @@ use std::os::unix::net::UnixStream;
 use anyhow::Context;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::low_level::pipe;
-use tmem_disk::{ExportFigures, ExportOptions, Figures, Options, Server};
+use tmem_disk::{ExportFigures, ExportOptions, Figures, Listen, Options, Server};
 use tmem_run::StoreSpill;
 
 use crate::flags::{DiskArgs, DiskCommand, DiskServeArgs, DiskStatsArgs};
@@ -27,6 +27,12 @@ pub fn disk(args: &DiskArgs) -> anyhow::Result<()> {
 }
 
 fn serve(args: &DiskServeArgs) -> anyhow::Result<()> {
+    let listen = match (&args.listen, service::handed_over()?) {
+        (Some(address), None) => Listen::At(address.clone()),
+        (None, Some(socket)) => Listen::Inherited(socket),
+        (Some(_), Some(_)) => anyhow::bail!("a socket was handed over (LISTEN_FDS): leave out --listen"),
+        (None, None) => anyhow::bail!("say where to listen: --listen unix:PATH, or --listen HOST:PORT"),
+    };
     let first = args.size.map(|size_bytes| (args.name.clone(), size_bytes));
     let disks = first.into_iter().chain(args.exports.iter().cloned());
     let export = |(name, size_bytes)| ExportOptions { name, size_bytes, read_only: args.read_only };
@@ -39,22 +45,29 @@ fn serve(args: &DiskServeArgs) -> anyhow::Result<()> {
     // Lives until the server has ended: then a file that was named is of no use to anybody.
     let file = StoreSpill::prepare(&spill::parse(&args.spill)?, args.spill_plain, args.spill_faults.as_ref())?;
     let names: Vec<_> = exports.iter().map(|export| export.name.clone()).collect();
-    let (ram_bytes, listen) = (args.ram.bytes()?, args.listen.clone());
+    let ram_bytes = args.ram.bytes()?;
     let tls_certificates = args.tls_certificates.clone();
     let tls = tls_certificates.is_some();
-    let (codec, spill) = (args.codec.into(), file.open()?);
-    let for_swap = args.for_swap;
+    let (codec, for_swap, spill) = (args.codec.into(), args.for_swap, file.open()?);
     let server = Server::bind(Options { ram_bytes, codec, exports, listen, for_swap, tls_certificates, spill })?;
     let address = server.address();
-    announce(names.iter().map(|name| address.uri(name, tls)))?;
-    service::notify(&format!("READY=1\nSTATUS={} at {address}", if names.len() == 1 { "A disk" } else { "Disks" }));
+    if args.listen.is_some() {
+        announce(names.iter().map(|name| address.uri(name, tls)))?;
+    }
+    tell(&format!("READY=1\nSTATUS=Serving {} disks at {address}", names.len()));
     let served = server.run(stop.as_fd());
-    service::notify("STOPPING=1");
-    served?;
-    Ok(())
+    tell("STOPPING=1");
+    Ok(served?)
 }
 
-/// Says where the disks are; whoever does not read it is served all the same.
+/// Tells the service manager; the disks are served all the same if it does not hear.
+fn tell(state: &str) {
+    if let Err(e) = service::notify(state) {
+        eprintln!("tmem: {e:#}");
+    }
+}
+
+/// Says where the disks are, which whoever hands over a socket knows; whoever does not read it is served all the same.
 fn announce(uris: impl Iterator<Item = String>) -> anyhow::Result<()> {
     let text: String = uris.map(|uri| uri + "\n").collect();
     let mut out = io::stdout().lock();

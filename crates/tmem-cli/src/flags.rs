@@ -148,6 +148,9 @@ It runs in the foreground, and prints a line with the address of each disk when 
 arrived are answered, and the socket is removed. Who may connect to unix:PATH is said by the permissions of the directory and by the umask. Without \
 --tls-certificates, HOST:PORT has no password and no encryption: whoever reaches it can read and write the disk.
 
+As a service: a socket that systemd listens at is taken over (then nothing is printed), and with Type=notify it is told when the disks can be had (docs/disk.md has the \
+units). Or try it with systemd-socket-activate.
+
 Exit status: 0 after Ctrl-C or SIGTERM; 125 if it cannot start or go on.
 
 Examples:
@@ -156,6 +159,7 @@ Examples:
   tmem disk --export a=4G --export b=512M --ram 1G --listen unix:/run/tmem.sock
   tmem disk --size 64G --ram 2G --spill /mnt/nvme:20G --listen unix:/run/tmem.sock
   tmem disk --size 8G --ram 2G --listen 0.0.0.0:10809 --tls-certificates /etc/tmem/pki
+  systemd-socket-activate -l /run/tmem.sock tmem disk --size 8G --ram 2G
   tmem disk stats unix:/run/tmem.sock
   nbdinfo 'nbd+unix:///?socket=/run/tmem.sock'
   nbdcopy image.raw 'nbd+unix:///?socket=/run/tmem.sock'
@@ -203,8 +207,8 @@ pub struct DiskServeArgs {
     pub ram: RamSize,
     /// Where to listen: a socket in the file system, or an address and a port; port 0 takes a free one.
     ///
-    /// The socket of a server that is dead is replaced, that of one that runs is not. Without it, the one socket is taken that systemd
-    /// has passed (LISTEN_FDS); docs/disk.md has units.
+    /// The socket of a server that is dead is replaced, that of one that runs is not. To be left out when a service manager hands over a
+    /// socket (LISTEN_FDS, as systemd does).
     #[arg(long, value_name = "unix:PATH|HOST:PORT")]
     pub listen: Option<tmem_disk::Address>,
     /// Talk TLS, and to nobody without a certificate: a directory with ca-cert.pem, server-cert.pem and server-key.pem.
@@ -526,7 +530,6 @@ mod tests {
             &["tmem", "run", "--ram", "1G", "--spill-writes", "-1G", "ls"],
             &["tmem", "disk", "--ram", "1G", "--listen", "unix:/x"],
             &["tmem", "disk", "--size", "1G", "--listen", "unix:/x"],
-            &["tmem", "disk", "--size", "1G", "--ram", "1G"],
             &["tmem", "disk", "--size", "50%", "--ram", "1G", "--listen", "unix:/x"],
             &["tmem", "disk", "--size", "1G", "--ram", "1G", "--listen", "/x"],
             &["tmem", "disk", "--export", "1G", "--ram", "1G", "--listen", "unix:/x"],

@@ -1,25 +1,58 @@
-//! What a service manager is told (`sd_notify(3)`).
+//! What a service manager and `tmem disk` tell each other: a socket that listens already (`LISTEN_FDS`), and when the disks can be had
+//! (`NOTIFY_SOCKET`). See sd_listen_fds(3) and sd_notify(3).
 
 use std::env;
 use std::ffi::OsStr;
 use std::io;
+use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 
-/// Tells the service manager, if there is one that wants to know: `READY=1`, `STOPPING=1`, with `STATUS=` for people.
-pub fn notify(state: &str) {
-    if let Some(at) = env::var_os("NOTIFY_SOCKET").filter(|at| !at.is_empty())
-        && let Err(e) = send(&at, state)
-    {
-        eprintln!("tmem: the service manager at {} cannot be told {state:?}: {e}", at.display());
+use anyhow::{Context, bail};
+
+/// The first descriptor that is handed over.
+const LISTEN_FDS_START: RawFd = 3;
+
+/// The socket that whoever started us made for us, if there is one. To be asked once, before anything else is opened.
+///
+/// # Errors
+///
+/// When there are several, or there is none where one was promised.
+pub fn handed_over() -> anyhow::Result<Option<OwnedFd>> {
+    let number = |name: &str| env::var(name).ok().and_then(|text| text.parse::<u32>().ok());
+    if number("LISTEN_PID") != Some(std::process::id()) {
+        return Ok(None);
+    }
+    match number("LISTEN_FDS") {
+        None | Some(0) => Ok(None),
+        Some(1) => {
+            // SAFETY: a call that asks for a flag, by number.
+            if unsafe { libc::fcntl(LISTEN_FDS_START, libc::F_SETFD, libc::FD_CLOEXEC) } < 0 {
+                bail!("LISTEN_FDS promises a socket, but descriptor 3 is not open");
+            }
+            // SAFETY: it is open, and the environment says that it is for this process, which has no other use for the number.
+            Ok(Some(unsafe { OwnedFd::from_raw_fd(LISTEN_FDS_START) }))
+        }
+        Some(sockets) => bail!("{sockets} sockets were handed over (LISTEN_FDS): one is all that tmem disk can use"),
     }
 }
 
-fn send(at: &OsStr, state: &str) -> io::Result<()> {
-    let address = match at.as_bytes() {
+/// Tells whoever waits for it how we are. Nobody waits if there is no `NOTIFY_SOCKET`.
+///
+/// # Errors
+///
+/// When it cannot be told.
+pub fn notify(state: &str) -> anyhow::Result<()> {
+    env::var_os("NOTIFY_SOCKET")
+        .map_or(Ok(()), |name| notify_at(&name, state))
+        .context("cannot tell the service manager")
+}
+
+fn notify_at(name: &OsStr, state: &str) -> io::Result<()> {
+    let address = match name.as_bytes() {
         [b'@', name @ ..] => SocketAddr::from_abstract_name(name)?,
-        _ => SocketAddr::from_pathname(at)?,
+        _ => SocketAddr::from_pathname(name)?,
     };
     UnixDatagram::unbound()?.send_to_addr(state.as_bytes(), &address).map(drop)
 }
@@ -29,20 +62,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sockets_with_and_without_a_file_are_told() {
+    fn both_kinds_of_names_are_told() {
+        let dir = std::env::temp_dir().join(format!("tmem-notify-{}", std::process::id()));
+        let path = UnixDatagram::bind(&dir).unwrap();
         let name = format!("tmem-notify-{}", std::process::id());
-        let abstract_one = SocketAddr::from_abstract_name(&name).unwrap();
-        let path = env::temp_dir().join(&name);
-        let sockets = [UnixDatagram::bind_addr(&abstract_one).unwrap(), UnixDatagram::bind(&path).unwrap()];
-        send(OsStr::new(&format!("@{name}")), "READY=1").unwrap();
-        send(path.as_os_str(), "READY=1").unwrap();
-        std::fs::remove_file(&path).unwrap();
-        for socket in sockets {
-            socket.set_nonblocking(true).unwrap();
-            let mut said = [0; 16];
-            let bytes = socket.recv(&mut said).unwrap();
-            assert_eq!(&said[..bytes], b"READY=1");
+        let hidden = UnixDatagram::bind_addr(&SocketAddr::from_abstract_name(&name).unwrap()).unwrap();
+        let mut told = [0; 16];
+        for (name, socket) in [(dir.as_os_str(), path), (format!("@{name}").as_ref(), hidden)] {
+            notify_at(name, "READY=1").unwrap();
+            let bytes = socket.recv(&mut told).unwrap();
+            assert_eq!(&told[..bytes], b"READY=1");
         }
-        send(path.as_os_str(), "READY=1").unwrap_err();
+        std::fs::remove_file(&dir).unwrap();
+        notify_at(dir.as_os_str(), "READY=1").unwrap_err();
     }
 }

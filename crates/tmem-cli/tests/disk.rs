@@ -58,6 +58,7 @@ fn what_cannot_be_served_is_one_line_and_125() {
         &["--size", "1G", "--ram", "64M", "--listen", &file],
         &["--size", "1G", "--ram", "64M", "--listen", &nowhere],
         &["--size", "1G", "--ram", "64M", "--listen", "256.1.1.1:1"],
+        &["--size", "1G", "--ram", "64M"],
         &["--size", "1G", "--name", "a", "--export", "a=1G", "--ram", "64M", "--listen", "127.0.0.1:0"],
     ] {
         let (status, out, err) = run_tmem(&[&["disk"], words].concat());

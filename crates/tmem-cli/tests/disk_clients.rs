@@ -3,12 +3,13 @@
 mod common;
 
 use std::fs;
+use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use common::disk::{Disk, Nbd};
-use common::{MIB, has, long, say, skip, wait_until};
+use common::{Guard, MIB, has, long, say, skip, wait_until};
 use tmem::testing::{Random, sample_pages};
 
 /// Runs a client to its end, which has to be a success, and says what it printed.
@@ -32,6 +33,54 @@ fn image(folder: &Path, mib: u64) -> PathBuf {
 
 fn text(path: &Path) -> &str {
     path.to_str().unwrap()
+}
+
+#[test]
+fn libnbd_hands_over_a_socket() {
+    if !has("libnbd_hands_over_a_socket", "nbdinfo") {
+        return;
+    }
+    let tmem = common::tmem();
+    let server = ["[", text(&tmem), "disk", "--size", "123M", "--ram", "32M", "]"];
+    assert_eq!(run("nbdinfo", &[&["--size", "--"], &server[..]].concat()), "128974848\n");
+}
+
+#[test]
+fn systemd_hands_over_a_socket_and_is_told() {
+    let name = "systemd_hands_over_a_socket_and_is_told";
+    if !has(name, "systemd-socket-activate") || !has(name, "nbdinfo") {
+        return;
+    }
+    // The path of a socket must be short.
+    let folder = std::env::temp_dir().join(format!("tmem-activated-{}", std::process::id()));
+    fs::create_dir_all(&folder).unwrap();
+    let (socket, told) = (folder.join("socket"), folder.join("notify"));
+    let manager = UnixDatagram::bind(&told).unwrap();
+    manager.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    let hears = || {
+        let mut bytes = [0; 1000];
+        let len = manager.recv(&mut bytes).unwrap();
+        String::from_utf8_lossy(&bytes[..len]).into_owned()
+    };
+    let activator = Command::new("systemd-socket-activate")
+        .arg(format!("--listen={}", text(&socket)))
+        .arg(format!("--setenv=NOTIFY_SOCKET={}", text(&told)))
+        .arg(common::tmem())
+        .args(["disk", "--size", "1G", "--ram", "32M"])
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut server = Guard(activator);
+    assert!(wait_until(Duration::from_secs(10), || socket.exists()));
+    let uri = format!("nbd+unix:///?socket={}", text(&socket));
+    assert_eq!(run("nbdinfo", &["--size", &uri]), "1073741824\n");
+    assert!(hears().starts_with("READY=1\nSTATUS="));
+    server.signal(libc::SIGTERM);
+    assert!(server.wait(Duration::from_secs(10)).expect("HANG: the server does not end").success());
+    assert_eq!(hears(), "STOPPING=1");
+    assert!(socket.exists(), "the socket is the manager's");
+    fs::remove_dir_all(&folder).unwrap();
 }
 
 #[test]

@@ -4,15 +4,16 @@ use std::fmt;
 use std::fs;
 use std::io;
 use std::net::{TcpListener, TcpStream};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use listenfd::ListenFd;
+use rustix::net::{AddressFamily, SocketType, sockopt};
 
 use crate::error::Error;
+use crate::options::Listen;
 use crate::stream::Stream;
 
 /// Where a server listens.
@@ -92,20 +93,49 @@ fn escaped(text: &[u8], plain: &[u8]) -> String {
     text.iter().map(escape).collect()
 }
 
-/// A socket that listens. That of the file system is removed when it is dropped, if it still is ours.
+/// A socket that listens. One in the file system is removed when it is dropped, if we made it and it still is ours.
 pub enum Listener {
-    /// `inode` says which file is ours; `None` if it is the service manager's.
-    Unix {
-        listener: UnixListener,
-        path: PathBuf,
-        inode: Option<u64>,
-    },
+    Unix { listener: UnixListener, path: PathBuf, made: Option<u64> },
     Tcp(TcpListener),
 }
 
 impl Listener {
+    /// Listens where it is said.
+    pub fn new(listen: Listen) -> Result<Self, Error> {
+        match listen {
+            Listen::At(address) => Self::bind(&address),
+            Listen::Inherited(socket) => Self::adopt(socket),
+        }
+    }
+
+    /// Takes over a socket that listens.
+    fn adopt(socket: OwnedFd) -> Result<Self, Error> {
+        let useless = |why: &str| Error::new(format!("the socket that was handed over {why}"));
+        let failed = |e: io::Error| useless(&format!("cannot be used: {e}"));
+        let asked = sockopt::socket_type(&socket).and_then(|kind| Ok((kind, sockopt::socket_acceptconn(&socket)?)));
+        if asked.map_err(|e| failed(e.into()))? != (SocketType::STREAM, true) {
+            return Err(useless("is no stream socket that listens: hand over one of ListenStream="));
+        }
+        match sockopt::socket_domain(&socket).map_err(|e| failed(e.into()))? {
+            AddressFamily::UNIX => {
+                let listener = UnixListener::from(socket);
+                listener.set_nonblocking(true).map_err(failed)?;
+                let address = listener.local_addr().map_err(failed)?;
+                let path =
+                    address.as_pathname().ok_or_else(|| useless("has no name in the file system: give it one"))?;
+                Ok(Self::Unix { path: path.to_owned(), listener, made: None })
+            }
+            AddressFamily::INET | AddressFamily::INET6 => {
+                let listener = TcpListener::from(socket);
+                listener.set_nonblocking(true).map_err(failed)?;
+                Ok(Self::Tcp(listener))
+            }
+            _ => Err(useless("is neither a unix nor a TCP socket")),
+        }
+    }
+
     /// Listens. The socket of a server that is dead is replaced, that of one that lives is not.
-    pub fn bind(address: &Address) -> Result<Self, Error> {
+    fn bind(address: &Address) -> Result<Self, Error> {
         let failed = |e: io::Error| Error::new(format!("cannot listen at {address}: {e}"));
         let listener = match address {
             Address::Tcp(at) => {
@@ -118,36 +148,10 @@ impl Listener {
                 let listener = UnixListener::bind(path).map_err(failed)?;
                 listener.set_nonblocking(true).map_err(failed)?;
                 let inode = fs::symlink_metadata(path).map_err(failed)?.ino();
-                Self::Unix { listener, path: path.clone(), inode: Some(inode) }
+                Self::Unix { listener, path: path.clone(), made: Some(inode) }
             }
         };
         Ok(listener)
-    }
-
-    /// Takes the one socket that the service manager has passed (`sd_listen_fds(3)`); it stays the manager's.
-    pub fn passed() -> Result<Self, Error> {
-        let mut passed = ListenFd::from_env();
-        match passed.len() {
-            0 => {
-                let what = "give --listen unix:PATH or HOST:PORT, or start it by a systemd socket unit";
-                return Err(Error::new(format!("there is no address, and no socket was passed: {what}")));
-            }
-            1 => {}
-            more => return Err(Error::new(format!("{more} sockets were passed: one ListenStream= is what works"))),
-        }
-        let failed = |e: io::Error| Error::new(format!("the socket that was passed cannot be used: {e}"));
-        if let Ok(Some(listener)) = passed.take_unix_listener(0) {
-            listener.set_nonblocking(true).map_err(failed)?;
-            let address = listener.local_addr().map_err(failed)?;
-            let what = "the socket that was passed has no path: write ListenStream=/run/tmem.sock or a port";
-            let path = address.as_pathname().ok_or_else(|| Error::new(what))?.to_owned();
-            return Ok(Self::Unix { listener, path, inode: None });
-        }
-        // What is no stream that listens is refused here.
-        let listener = passed.take_tcp_listener(0).map_err(failed)?;
-        let listener = listener.ok_or_else(|| Error::new("no socket was passed"))?;
-        listener.set_nonblocking(true).map_err(failed)?;
-        Ok(Self::Tcp(listener))
     }
 
     /// Where it listens in the end.
@@ -180,7 +184,7 @@ impl AsFd for Listener {
 
 impl Drop for Listener {
     fn drop(&mut self) {
-        if let Self::Unix { path, inode: Some(inode), .. } = self
+        if let Self::Unix { path, made: Some(inode), .. } = self
             && fs::symlink_metadata(&*path).is_ok_and(|data| data.ino() == *inode)
         {
             // Whoever has removed it meanwhile wanted the same.
@@ -223,6 +227,24 @@ mod tests {
         let tcp = |at: &str| Address::Tcp(at.to_owned());
         assert_eq!(tcp("[::1]:10809").uri("", true), "nbds://[::1]:10809/");
         assert_eq!((tcp("[::1]:10809").host(), tcp("a.example:1").host()), ("::1", "a.example"));
+    }
+
+    #[test]
+    fn a_socket_that_was_handed_over_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("socket");
+        let adopted = Listener::new(Listen::Inherited(UnixListener::bind(&path).unwrap().into())).unwrap();
+        assert_eq!(adopted.address(), Address::Unix(path.clone()));
+        let _client = UnixStream::connect(&path).unwrap();
+        adopted.accept().unwrap();
+        drop(adopted);
+        assert!(path.exists());
+        let adopted = Listener::new(Listen::Inherited(TcpListener::bind("127.0.0.1:0").unwrap().into())).unwrap();
+        assert!(adopted.address().to_string().starts_with("127.0.0.1:"));
+        let (unconnected, _) = UnixStream::pair().unwrap();
+        for useless in [OwnedFd::from(unconnected), fs::File::open("/dev/null").unwrap().into()] {
+            assert!(Listener::new(Listen::Inherited(useless)).is_err_and(|e| e.to_string().contains("handed over")));
+        }
     }
 
     #[test]

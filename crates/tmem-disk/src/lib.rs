@@ -31,5 +31,5 @@ pub use address::Address;
 pub use client::ask;
 pub use error::Error;
 pub use figures::{ExportFigures, Figures};
-pub use options::{ExportOptions, Options};
+pub use options::{ExportOptions, Listen, Options};
 pub use server::Server;

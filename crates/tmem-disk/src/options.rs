@@ -1,5 +1,6 @@
 //! What a user may ask of a server.
 
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
 use crate::address::Address;
@@ -15,6 +16,15 @@ pub struct ExportOptions {
     pub read_only: bool,
 }
 
+/// Where clients come from.
+#[derive(Debug)]
+pub enum Listen {
+    /// An address of its own.
+    At(Address),
+    /// A stream socket that listens already, unix or TCP: whoever started the server made it, and it stays when the server goes.
+    Inherited(OwnedFd),
+}
+
 /// Settings of a server.
 #[derive(Debug)]
 pub struct Options {
@@ -24,8 +34,8 @@ pub struct Options {
     pub codec: tmem::CodecKind,
     /// The disks.
     pub exports: Vec<ExportOptions>,
-    /// Where to listen; at the socket that the service manager has passed, if `None` (`LISTEN_FDS`).
-    pub listen: Option<Address>,
+    /// Where to listen.
+    pub listen: Listen,
     /// The kernel may swap to it: memory is locked, and what privileges that takes is there or the server does not start.
     pub for_swap: bool,
     /// Nothing is said but with TLS: a folder with `ca-cert.pem`, `server-cert.pem` and `server-key.pem`. Clients need a

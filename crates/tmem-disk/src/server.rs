@@ -97,10 +97,7 @@ impl Server {
         }
         let exports = options.exports.iter().map(|options| Export::new(&store, spills, options).map(Arc::new));
         let exports = exports.collect::<Result<Vec<_>, _>>()?;
-        let listener = match &options.listen {
-            Some(address) => Listener::bind(address)?,
-            None => Listener::passed()?,
-        };
+        let listener = Listener::new(options.listen)?;
         if options.for_swap {
             for_swap::lock()?;
         }
