@@ -46,10 +46,13 @@ fn serve(args: &DiskServeArgs) -> anyhow::Result<()> {
     let file = StoreSpill::prepare(&spill::parse(&args.spill)?, args.spill_plain, args.spill_faults.as_ref())?;
     let names: Vec<_> = exports.iter().map(|export| export.name.clone()).collect();
     let ram_bytes = args.ram.bytes()?;
-    let server = Server::bind(Options { ram_bytes, codec: args.codec.into(), exports, listen, spill: file.open()? })?;
+    let tls_certificates = args.tls_certificates.clone();
+    let tls = tls_certificates.is_some();
+    let (codec, for_swap, spill) = (args.codec.into(), args.for_swap, file.open()?);
+    let server = Server::bind(Options { ram_bytes, codec, exports, listen, for_swap, tls_certificates, spill })?;
     let address = server.address();
     if args.listen.is_some() {
-        announce(names.iter().map(|name| address.uri(name)))?;
+        announce(names.iter().map(|name| address.uri(name, tls)))?;
     }
     tell(&format!("READY=1\nSTATUS=Serving {} disks at {address}", names.len()));
     let served = server.run(stop.as_fd());
@@ -75,7 +78,7 @@ fn announce(uris: impl Iterator<Item = String>) -> anyhow::Result<()> {
 }
 
 fn stats(args: &DiskStatsArgs) -> anyhow::Result<()> {
-    let figures = tmem_disk::ask(&args.address)?;
+    let figures = tmem_disk::ask(&args.address, args.tls_certificates.as_deref())?;
     let text = if args.json { serde_json::to_string_pretty(&figures)? + "\n" } else { shown(&figures) };
     io::stdout().lock().write_all(text.as_bytes())?;
     Ok(())

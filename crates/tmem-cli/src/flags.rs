@@ -145,8 +145,8 @@ gone when the server ends. When the RAM is full, writes that need more fail at o
 readable, and can be overwritten and trimmed.
 
 It runs in the foreground, and prints a line with the address of each disk when it is ready. Ctrl-C and SIGTERM end it: requests that have \
-arrived are answered, and the socket is removed. Who may connect to unix:PATH is said by the permissions of the directory and by the umask. HOST:PORT has \
-no password and no encryption: whoever reaches it can read and write the disk.
+arrived are answered, and the socket is removed. Who may connect to unix:PATH is said by the permissions of the directory and by the umask. Without \
+--tls-certificates, HOST:PORT has no password and no encryption: whoever reaches it can read and write the disk.
 
 As a service: a socket that systemd listens at is taken over (then nothing is printed), and with Type=notify it is told when the disks can be had (docs/disk.md has the \
 units). Or try it with systemd-socket-activate.
@@ -158,12 +158,14 @@ Examples:
   tmem disk --size 8G --ram 25% --listen 127.0.0.1:10809 --name scratch
   tmem disk --export a=4G --export b=512M --ram 1G --listen unix:/run/tmem.sock
   tmem disk --size 64G --ram 2G --spill /mnt/nvme:20G --listen unix:/run/tmem.sock
+  tmem disk --size 8G --ram 2G --listen 0.0.0.0:10809 --tls-certificates /etc/tmem/pki
   systemd-socket-activate -l /run/tmem.sock tmem disk --size 8G --ram 2G
   tmem disk stats unix:/run/tmem.sock
   nbdinfo 'nbd+unix:///?socket=/run/tmem.sock'
   nbdcopy image.raw 'nbd+unix:///?socket=/run/tmem.sock'
   qemu-system-x86_64 -drive file='nbd+unix:///?socket=/run/tmem.sock',format=raw,if=virtio,discard=unmap ...
-  nbd-client -unix /run/tmem.sock /dev/nbd0 && mkswap /dev/nbd0 && swapon /dev/nbd0";
+  tmem disk --size 8G --ram 2G --listen unix:/run/tmem.sock --for-swap
+  nbd-client -swap -unix /run/tmem.sock /dev/nbd0 && mkswap /dev/nbd0 && swapon /dev/nbd0";
 
 const DISK_STATS_NOTES: &str = "\
 Exit status: 0, or 125 if no tmem disk answers there.
@@ -209,6 +211,12 @@ pub struct DiskServeArgs {
     /// socket (LISTEN_FDS, as systemd does).
     #[arg(long, value_name = "unix:PATH|HOST:PORT")]
     pub listen: Option<tmem_disk::Address>,
+    /// Talk TLS, and to nobody without a certificate: a directory with ca-cert.pem, server-cert.pem and server-key.pem.
+    ///
+    /// The names are those of nbdkit and QEMU. A client has to show a certificate that the authority in ca-cert.pem has signed: nbdinfo and
+    /// nbdcopy with --tls-certificates or ?tls-certificates= in the address, QEMU with a tls-creds-x509 object.
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub tls_certificates: Option<PathBuf>,
     /// What clients call the disk of --size. The first disk can be had by the empty name, too.
     #[arg(long, value_name = "NAME", default_value = "", requires = "size", hide_default_value = true)]
     pub name: String,
@@ -218,6 +226,12 @@ pub struct DiskServeArgs {
     /// Clients cannot write.
     #[arg(long)]
     pub read_only: bool,
+    /// For a disk that this machine swaps to: tmem is never swapped out, killed for lack of memory, or kept waiting for swap itself.
+    ///
+    /// That takes root, or CAP_IPC_LOCK and CAP_SYS_RESOURCE; where one of them is missing tmem does not start. RAM is taken as it is needed,
+    /// so let --ram be what the machine can spare. A virtual machine's own swap needs none of this: there the host has the memory.
+    #[arg(long, conflicts_with_all = ["spill", "spill_plain", "spill_faults"])]
+    pub for_swap: bool,
     /// What packs blocks when they are written: zstd takes less RAM, lz4 less time.
     ///
     /// Cold blocks are packed again, with zstd and together with their neighbours, either way.
@@ -263,6 +277,11 @@ pub struct DiskStatsArgs {
     /// Where the server listens.
     #[arg(value_name = "unix:PATH|HOST:PORT")]
     pub address: tmem_disk::Address,
+    /// Ask with TLS: a directory with ca-cert.pem, client-cert.pem and client-key.pem.
+    ///
+    /// The certificate of the server has to be one for HOST, or for localhost with unix:PATH.
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub tls_certificates: Option<PathBuf>,
     /// Print one JSON object instead of text.
     #[arg(long)]
     pub json: bool,

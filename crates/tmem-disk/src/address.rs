@@ -51,15 +51,27 @@ impl fmt::Display for Address {
 }
 
 impl Address {
-    /// The address of an export as NBD clients take it.
-    pub fn uri(&self, export: &str) -> String {
+    /// The name that a certificate has to have.
+    pub(crate) fn host(&self) -> &str {
+        match self {
+            Self::Unix(_) => "localhost",
+            Self::Tcp(address) => {
+                let host = address.rsplit_once(':').map_or(address.as_str(), |(host, _)| host);
+                host.trim_start_matches('[').trim_end_matches(']')
+            }
+        }
+    }
+
+    /// The address of an export as NBD clients take it, with TLS or without.
+    pub fn uri(&self, export: &str, tls: bool) -> String {
+        let scheme = if tls { "nbds" } else { "nbd" };
         let name = escaped(export.as_bytes(), b"-._~");
         match self {
             Self::Unix(path) => {
                 let path = escaped(path.as_os_str().as_encoded_bytes(), b"-._~/");
-                format!("nbd+unix:///{name}?socket={path}")
+                format!("{scheme}+unix:///{name}?socket={path}")
             }
-            Self::Tcp(address) => format!("nbd://{address}/{name}"),
+            Self::Tcp(address) => format!("{scheme}://{address}/{name}"),
         }
     }
 
@@ -210,8 +222,11 @@ mod tests {
         for text in ["", "unix:", "/run/tmem.sock", ":10809", "localhost", "localhost:", "localhost:99999"] {
             assert!(text.parse::<Address>().is_err_and(|why| why.contains("unix:PATH")), "{text}");
         }
-        let uri = Address::Unix("/a b/c.sock".into()).uri("x/y");
+        let uri = Address::Unix("/a b/c.sock".into()).uri("x/y", false);
         assert_eq!(uri, "nbd+unix:///x%2Fy?socket=/a%20b/c.sock");
+        let tcp = |at: &str| Address::Tcp(at.to_owned());
+        assert_eq!(tcp("[::1]:10809").uri("", true), "nbds://[::1]:10809/");
+        assert_eq!((tcp("[::1]:10809").host(), tcp("a.example:1").host()), ("::1", "a.example"));
     }
 
     #[test]

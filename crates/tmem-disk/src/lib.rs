@@ -12,6 +12,7 @@ mod error;
 mod export;
 mod fetch;
 mod figures;
+mod for_swap;
 mod input;
 mod negotiate;
 mod options;
@@ -23,6 +24,7 @@ mod stream;
 mod stripes;
 #[doc(hidden)]
 pub mod testing;
+mod tls;
 mod upkeep;
 
 pub use address::Address;

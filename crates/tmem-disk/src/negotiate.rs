@@ -28,10 +28,23 @@ pub trait House: Sync {
     fn figures(&self) -> Vec<u8>;
 }
 
+/// Whether what is said is encrypted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Security {
+    /// It is not, and need not be.
+    None,
+    /// It is not yet: until it is, nothing else is answered.
+    Wanted,
+    /// It is.
+    Done,
+}
+
 /// What came of it.
 pub enum Agreed {
     /// The client goes on with an export.
     Export(Arc<Export>, Terms),
+    /// It goes on under TLS, with [`haggle`].
+    Tls,
     /// It leaves.
     Left,
 }
@@ -39,20 +52,34 @@ pub enum Agreed {
 struct Talk<'a, S> {
     house: &'a dyn House,
     stream: &'a mut S,
+    security: Security,
     no_zeroes: bool,
     structured: bool,
     /// The export for which contexts were chosen.
     allocation_of: Option<String>,
 }
 
-/// Haggles until the client has chosen an export or leaves.
+/// What both sides say first.
 ///
 /// # Errors
 /// When the connection fails, or what comes is no NBD ([`ErrorKind::InvalidData`]).
-pub fn negotiate(stream: &mut (impl Read + Write), house: &dyn House) -> io::Result<Agreed> {
+pub fn greet(stream: &mut (impl Read + Write)) -> io::Result<ClientFlags> {
     stream.write_all(&greeting())?;
-    let flags = ClientFlags::decode(read(stream)?).map_err(broken)?;
-    let mut talk = Talk { house, stream, no_zeroes: flags.no_zeroes, structured: false, allocation_of: None };
+    ClientFlags::decode(read(stream)?).map_err(broken)
+}
+
+/// Haggles until the client has chosen an export, goes over to TLS or leaves.
+///
+/// # Errors
+/// When the connection fails, or what comes is no NBD ([`ErrorKind::InvalidData`]).
+pub fn haggle(
+    stream: &mut (impl Read + Write),
+    house: &dyn House,
+    flags: ClientFlags,
+    security: Security,
+) -> io::Result<Agreed> {
+    let no_zeroes = flags.no_zeroes;
+    let mut talk = Talk { house, stream, security, no_zeroes, structured: false, allocation_of: None };
     for _ in 0..OPTIONS_MAX {
         let head = OptionHead::decode(&read(talk.stream)?).map_err(broken)?;
         if !flags.fixed && head.code != option::EXPORT_NAME {
@@ -85,7 +112,11 @@ impl<S: Read + Write> Talk<'_, S> {
         }
         let mut data = vec![0; head.bytes as usize];
         self.stream.read_exact(&mut data)?;
-        match Asked::decode(code, &data) {
+        let asked = Asked::decode(code, &data);
+        if self.security == Security::Wanted && !matches!(asked, Ok(Asked::StartTls | Asked::Abort)) {
+            return self.insist(code);
+        }
+        match asked {
             Ok(Asked::ExportName(name)) => return self.export_by_name(name).map(Some),
             Err(why) if code == option::EXPORT_NAME => return Err(broken(Broken(why))),
             Err(why) => self.refuse(code, option_reply::ERR_INVALID, why)?,
@@ -107,12 +138,28 @@ impl<S: Read + Write> Talk<'_, S> {
                 self.say(code, option_reply::FIGURES, &self.house.figures())?;
                 self.say(code, option_reply::ACK, &[])?;
             }
-            Ok(Asked::StartTls) => {
-                let why = "there is no TLS here: use a socket in the file system, or a tunnel";
-                self.refuse(code, option_reply::ERR_UNSUP, why)?;
-            }
+            Ok(Asked::StartTls) => match self.security {
+                Security::Wanted => {
+                    self.say(code, option_reply::ACK, &[])?;
+                    return Ok(Some(Agreed::Tls));
+                }
+                Security::Done => self.refuse(code, option_reply::ERR_INVALID, "this is TLS already")?,
+                Security::None => {
+                    let why = "there is no TLS here: the server was started without --tls-certificates";
+                    self.refuse(code, option_reply::ERR_UNSUP, why)?;
+                }
+            },
             Ok(Asked::Unknown) => self.refuse(code, option_reply::ERR_UNSUP, "there is no such option here")?,
         }
+        Ok(None)
+    }
+
+    /// Nothing is said, and no name told, before there is TLS.
+    fn insist(&mut self, code: u32) -> io::Result<Option<Agreed>> {
+        if code == option::EXPORT_NAME {
+            return Err(broken(Broken("an export without TLS")));
+        }
+        self.refuse(code, option_reply::ERR_TLS_REQD, "only with TLS, and a certificate of the client")?;
         Ok(None)
     }
 

@@ -1,6 +1,7 @@
 //! What a user may ask of a server.
 
 use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 
 use crate::address::Address;
 
@@ -35,6 +36,11 @@ pub struct Options {
     pub exports: Vec<ExportOptions>,
     /// Where to listen.
     pub listen: Listen,
+    /// The kernel may swap to it: memory is locked, and what privileges that takes is there or the server does not start.
+    pub for_swap: bool,
+    /// Nothing is said but with TLS: a folder with `ca-cert.pem`, `server-cert.pem` and `server-key.pem`. Clients need a
+    /// certificate of the same authority.
+    pub tls_certificates: Option<PathBuf>,
     /// Where packed blocks go that RAM has no room for.
     pub spill: Option<tmem::Spill>,
 }

@@ -10,6 +10,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, poll};
+use rustls::ServerConfig;
 use tmem::{Config, Store};
 
 use crate::address::{Address, Listener};
@@ -18,10 +19,13 @@ use crate::error::Error;
 use crate::export::Export;
 use crate::fetch::FETCHERS_BYTES;
 use crate::figures::{ExportFigures, Figures};
-use crate::negotiate::{Agreed, House, PATIENCE, negotiate};
+use crate::for_swap;
+use crate::negotiate::{Agreed, House, PATIENCE, Security, greet, haggle};
 use crate::options::Options;
+use crate::protocol::ClientFlags;
 use crate::stream::{Hurried, Stream};
 use crate::stripes::Stripes;
+use crate::tls::{self, Secured, TLS_BYTES};
 use crate::upkeep;
 
 /// Connections at a time.
@@ -52,6 +56,8 @@ struct Shared {
     ram_bytes: u64,
     /// There is a spill file.
     spills: bool,
+    /// Nothing is said without it.
+    tls: Option<Arc<ServerConfig>>,
     /// What is not for the store, with no connection.
     fixed_bytes: u64,
     open: Mutex<HashMap<u64, Arc<Stream>>>,
@@ -72,8 +78,12 @@ impl Server {
     /// When the options do not fit together, or the address is taken.
     pub fn bind(options: Options) -> Result<Self, Error> {
         check(&options)?;
+        if options.for_swap {
+            for_swap::prepare()?;
+        }
         let fixed_bytes = OWN_BYTES + options.exports.len() as u64 * Stripes::BYTES;
-        let beside = fixed_bytes + CONNECTIONS_READY * connection_bytes(options.spill.is_some());
+        let tls = options.tls_certificates.as_deref().map(tls::server_config).transpose()?;
+        let beside = fixed_bytes + CONNECTIONS_READY * connection_bytes(options.spill.is_some(), tls.is_some());
         let store_bytes = options.ram_bytes.saturating_sub(beside);
         // A full disk can be overwritten: each size of packed blocks may need a frame more for that.
         let overwrite_bytes = (store_bytes / 64).clamp(256 << 10, 8 << 20);
@@ -88,11 +98,15 @@ impl Server {
         let exports = options.exports.iter().map(|options| Export::new(&store, spills, options).map(Arc::new));
         let exports = exports.collect::<Result<Vec<_>, _>>()?;
         let listener = Listener::new(options.listen)?;
+        if options.for_swap {
+            for_swap::lock()?;
+        }
         let shared = Shared {
             store,
             exports,
             ram_bytes: options.ram_bytes,
             spills,
+            tls,
             fixed_bytes,
             open: Mutex::default(),
             stopping: AtomicBool::new(false),
@@ -195,8 +209,8 @@ impl Server {
 }
 
 /// What a connection takes.
-fn connection_bytes(spills: bool) -> u64 {
-    CONNECTION_BYTES + if spills { FETCHERS_BYTES } else { 0 }
+fn connection_bytes(spills: bool, tls: bool) -> u64 {
+    CONNECTION_BYTES + if spills { FETCHERS_BYTES } else { 0 } + if tls { TLS_BYTES } else { 0 }
 }
 
 fn check(options: &Options) -> Result<(), Error> {
@@ -248,7 +262,7 @@ impl Shared {
     }
 
     fn beside_store(&self, connections: u64) -> u64 {
-        self.fixed_bytes + connections * connection_bytes(self.spills)
+        self.fixed_bytes + connections * connection_bytes(self.spills, self.tls.is_some())
     }
 
     /// The store has what so many connections leave.
@@ -260,13 +274,28 @@ impl Shared {
 
     fn talk(&self, stream: &Stream) -> io::Result<()> {
         stream.prepare()?;
-        match negotiate(&mut Hurried::new(stream, PATIENCE), self)? {
+        let mut hurried = Hurried::new(stream, PATIENCE);
+        let flags = greet(&mut hurried)?;
+        let security = if self.tls.is_some() { Security::Wanted } else { Security::None };
+        match haggle(&mut hurried, self, flags, security)? {
             Agreed::Left => Ok(()),
+            Agreed::Tls => self.talk_secured(stream, hurried, flags),
             Agreed::Export(export, terms) => {
                 stream.set_patience(None)?;
                 connection::serve(&mut &*stream, stream, &export, terms)
             }
         }
+    }
+
+    fn talk_secured<'a>(&self, stream: &'a Stream, hurried: Hurried<'a>, flags: ClientFlags) -> io::Result<()> {
+        let config = self.tls.as_ref().expect("TLS is agreed on where it is wanted");
+        let secured = Secured::accept(config, hurried)?;
+        if let Agreed::Export(export, terms) = haggle(&mut &secured, self, flags, Security::Done)? {
+            stream.set_patience(None)?;
+            let secured = secured.unhurried(stream);
+            return connection::serve(&mut &secured, &secured, &export, terms);
+        }
+        Ok(())
     }
 
     /// What all of it takes at present; the peak follows it.

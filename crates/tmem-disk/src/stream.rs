@@ -9,6 +9,18 @@ use rustix::net::{RecvFlags, recv, sockopt};
 
 use crate::polling::Hear;
 
+/// The bytes of a connection, below TLS.
+pub trait Wire {
+    /// Reads what is there already; [`io::ErrorKind::WouldBlock`] if nothing is.
+    fn receive_now(&self, buffer: &mut [u8]) -> io::Result<usize>;
+
+    /// Waits until there is something to read, or the end.
+    fn wait(&self) -> io::Result<()>;
+
+    /// Writes some of it.
+    fn send(&self, bytes: &[u8]) -> io::Result<usize>;
+}
+
 /// A connection of either kind. Where reading and writing block, a client decides how long.
 pub enum Stream {
     Unix(UnixStream),
@@ -36,6 +48,14 @@ impl Stream {
         }
     }
 
+    fn receive(&self, buffer: &mut [u8], flags: RecvFlags) -> io::Result<usize> {
+        let (bytes, _) = match self {
+            Self::Unix(stream) => recv(stream, buffer, flags),
+            Self::Tcp(stream) => recv(stream, buffer, flags),
+        }?;
+        Ok(bytes)
+    }
+
     /// Nothing more is read, or written either. Who waits for it is woken.
     pub fn shut_down(&self, how: Shutdown) {
         // A connection that has ended already is as good.
@@ -57,11 +77,24 @@ impl Read for &Stream {
 
 impl Hear for &Stream {
     fn read_now(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let (bytes, _) = match self {
-            Stream::Unix(stream) => recv(stream, buffer, RecvFlags::DONTWAIT),
-            Stream::Tcp(stream) => recv(stream, buffer, RecvFlags::DONTWAIT),
-        }?;
-        Ok(bytes)
+        self.receive(buffer, RecvFlags::DONTWAIT)
+    }
+}
+
+impl Wire for &Stream {
+    fn receive_now(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.receive(buffer, RecvFlags::DONTWAIT)
+    }
+
+    fn wait(&self) -> io::Result<()> {
+        match self.receive(&mut [0], RecvFlags::PEEK) {
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => Ok(()),
+            answer => answer.map(drop),
+        }
+    }
+
+    fn send(&self, bytes: &[u8]) -> io::Result<usize> {
+        (&mut &**self).write(bytes)
     }
 }
 
@@ -113,6 +146,22 @@ impl Write for Hurried<'_> {
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
+    }
+}
+
+impl Wire for Hurried<'_> {
+    fn receive_now(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.stream.receive(buffer, RecvFlags::DONTWAIT)
+    }
+
+    fn wait(&self) -> io::Result<()> {
+        self.hurry()?;
+        self.stream.wait()
+    }
+
+    fn send(&self, bytes: &[u8]) -> io::Result<usize> {
+        self.hurry()?;
+        self.stream.send(bytes)
     }
 }
 

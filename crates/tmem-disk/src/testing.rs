@@ -7,7 +7,7 @@ use tmem::{Config, Store};
 
 use crate::connection;
 use crate::export::Export;
-use crate::negotiate::{Agreed, House, negotiate};
+use crate::negotiate::{Agreed, House, Security, greet, haggle};
 use crate::options::ExportOptions;
 use crate::protocol::{Action, Asked, ClientFlags, OptionHead, Request, Terms};
 
@@ -72,9 +72,15 @@ impl Write for Taken {
 }
 
 /// A whole session: handshake and commands.
+///
+/// # Panics
+/// When a client gets a disk without the TLS that is wanted of it.
 pub fn session(target: &Target, bytes: &[u8]) {
     let mut said = Said(bytes, Taken { bytes: 0 });
-    if let Ok(Agreed::Export(export, terms)) = negotiate(&mut said, target) {
+    let agree = |said: &mut Said<'_>, security| greet(said).and_then(|flags| haggle(said, target, flags, security));
+    let wanted = agree(&mut Said(bytes, Taken { bytes: 0 }), Security::Wanted);
+    assert!(!matches!(wanted, Ok(Agreed::Export(..))));
+    if let Ok(Agreed::Export(export, terms)) = agree(&mut said, Security::None) {
         // That it ends is all that is asked.
         let _ = connection::serve(&mut said.0, said.1, &export, terms);
     }

@@ -118,9 +118,14 @@ impl Frames {
         let bytes = count * PAGE_SIZE;
         let start = self.at(first * PAGE_SIZE, bytes);
         // SAFETY: in bounds by `at`, page-aligned because the mapping is; nobody needs the content by the caller's promise.
-        let answer = unsafe { libc::madvise(start.cast(), bytes, libc::MADV_DONTNEED) };
-        // On our own private unlocked mapping the call has no way to fail.
-        debug_assert_eq!(answer, 0, "{}", io::Error::last_os_error());
+        let mut answer = unsafe { libc::madvise(start.cast(), bytes, libc::MADV_DONTNEED) };
+        if answer != 0 {
+            // The program has locked its memory (`mlockall`), which takes another word (since Linux 5.18).
+            // SAFETY: as above.
+            answer = unsafe { libc::madvise(start.cast(), bytes, libc::MADV_DONTNEED_LOCKED) };
+        }
+        // On our own private mapping one of them has no way to fail, and whoever comes next relies on zeroes.
+        assert_eq!(answer, 0, "frames cannot be given back: {}", io::Error::last_os_error());
     }
 }
 
@@ -161,6 +166,20 @@ mod tests {
         // SAFETY: as above.
         assert_eq!(unsafe { frames.slice(PAGE_SIZE, 5) }, b"frame");
         // SAFETY: as above.
+        unsafe { frames.release(1, 1) };
+        // SAFETY: as above.
+        assert_eq!(unsafe { frames.slice(PAGE_SIZE, 5) }, [0; 5]);
+    }
+
+    #[test]
+    fn a_locked_frame_is_given_back_as_well() {
+        let frames = Frames::reserve(1 << 20, 1 << 20).unwrap();
+        // SAFETY: the test is alone with the range.
+        unsafe { frames.write(PAGE_SIZE, b"frame") };
+        // SAFETY: locking changes no content.
+        let answer = unsafe { libc::mlock(frames.at(PAGE_SIZE, PAGE_SIZE).cast(), PAGE_SIZE) };
+        assert_eq!(answer, 0, "{}", io::Error::last_os_error());
+        // SAFETY: the test is alone with the range.
         unsafe { frames.release(1, 1) };
         // SAFETY: as above.
         assert_eq!(unsafe { frames.slice(PAGE_SIZE, 5) }, [0; 5]);

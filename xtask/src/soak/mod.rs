@@ -1,5 +1,6 @@
 //! `cargo xtask soak`: what must hold, for long: in parts, all of them or those that are named.
 
+mod disk;
 mod remains;
 mod sigkill;
 
@@ -23,6 +24,8 @@ pub struct SoakArgs {
     fuzz_seconds: u32,
     #[command(flatten)]
     sigkill: sigkill::SigkillArgs,
+    #[command(flatten)]
+    disk: disk::DiskArgs,
 }
 
 /// A part of the soak.
@@ -36,6 +39,8 @@ enum Part {
     Asan,
     /// The supervisor is killed at random moments: nothing may be left.
     Sigkill,
+    /// Clients of `tmem disk` are killed at random moments, and a file system on it is built in and checked.
+    Disk,
     /// Every fuzz target for a while.
     Fuzz,
 }
@@ -48,6 +53,7 @@ pub fn soak(args: &SoakArgs) -> anyhow::Result<()> {
             Part::Loom => loom()?,
             Part::Asan => address_sanitizer()?,
             Part::Sigkill => sigkill::sigkill(&args.sigkill)?,
+            Part::Disk => disk::disk(&args.disk)?,
             Part::Fuzz => fuzz(args.fuzz_seconds)?,
         }
     }

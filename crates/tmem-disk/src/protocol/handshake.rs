@@ -111,6 +111,8 @@ pub mod option_reply {
     pub const META_CONTEXT: u32 = 4;
     /// Not of the protocol: figures, as JSON.
     pub const FIGURES: u32 = 0x746d_656d;
+    /// Not without TLS.
+    pub const ERR_TLS_REQD: u32 = 1 << 31 | 5;
     /// There is no such option here.
     pub const ERR_UNSUP: u32 = 1 << 31 | 1;
     /// It is not understood.
