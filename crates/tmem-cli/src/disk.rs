@@ -10,7 +10,7 @@ use signal_hook::low_level::pipe;
 use tmem_disk::{ExportFigures, ExportOptions, Figures, Listen, Options, Server};
 use tmem_run::StoreSpill;
 
-use crate::flags::{DiskArgs, DiskCommand, DiskServeArgs, DiskStatsArgs};
+use crate::flags::{DiskArgs, DiskCommand, DiskResetArgs, DiskServeArgs, DiskStatsArgs};
 use crate::{service, spill};
 
 /// Does what `tmem disk` says.
@@ -21,6 +21,7 @@ use crate::{service, spill};
 pub fn disk(args: &DiskArgs) -> anyhow::Result<()> {
     match (&args.command, &args.serve) {
         (Some(DiskCommand::Stats(args)), _) => stats(args),
+        (Some(DiskCommand::Reset(args)), _) => reset(args),
         (None, Some(args)) => serve(args),
         (None, None) => anyhow::bail!("say what to serve: see tmem disk --help"),
     }
@@ -81,6 +82,13 @@ fn stats(args: &DiskStatsArgs) -> anyhow::Result<()> {
     let figures = tmem_disk::ask(&args.address, args.tls_certificates.as_deref())?;
     let text = if args.json { serde_json::to_string_pretty(&figures)? + "\n" } else { shown(&figures) };
     io::stdout().lock().write_all(text.as_bytes())?;
+    Ok(())
+}
+
+fn reset(args: &DiskResetArgs) -> anyhow::Result<()> {
+    let certificates = args.tls_certificates.as_deref();
+    let dropped_bytes = tmem_disk::reset(&args.address, certificates, &args.name, args.force)?;
+    writeln!(io::stdout().lock(), "dropped {} of blocks", mib(dropped_bytes))?;
     Ok(())
 }
 

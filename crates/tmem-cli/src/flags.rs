@@ -174,6 +174,15 @@ Examples:
   tmem disk stats unix:/run/tmem.sock
   tmem disk stats 127.0.0.1:10809 --json | jq '.exports[] | {name, stored_bytes, packed_bytes}'";
 
+const DISK_RESET_NOTES: &str = "\
+The disk reads as zeroes then, and its room is free. Clients that are connected, to whichever disk of the server, are a reason to refuse.
+
+Exit status: 0, or 125 if it was not done.
+
+Examples:
+  tmem disk reset unix:/run/tmem.sock
+  tmem disk reset unix:/run/tmem.sock --name scratch --force";
+
 /// Flags of `tmem disk`.
 #[derive(Args, Debug)]
 #[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
@@ -191,6 +200,9 @@ pub enum DiskCommand {
     /// Show what a running server holds, takes and has done.
     #[command(after_long_help = DISK_STATS_NOTES)]
     Stats(DiskStatsArgs),
+    /// Drop everything that is stored on a disk, at once.
+    #[command(after_long_help = DISK_RESET_NOTES)]
+    Reset(DiskResetArgs),
 }
 
 /// Flags of `tmem disk` without a subcommand.
@@ -285,6 +297,23 @@ pub struct DiskStatsArgs {
     /// Print one JSON object instead of text.
     #[arg(long)]
     pub json: bool,
+}
+
+/// Flags of `tmem disk reset`.
+#[derive(Args, Debug)]
+pub struct DiskResetArgs {
+    /// Where the server listens.
+    #[arg(value_name = "unix:PATH|HOST:PORT")]
+    pub address: tmem_disk::Address,
+    /// Which disk; without a name the first one.
+    #[arg(long, value_name = "NAME", default_value = "", hide_default_value = true)]
+    pub name: String,
+    /// Also while clients are connected: they will read zeroes.
+    #[arg(long)]
+    pub force: bool,
+    /// Ask with TLS, as with `tmem disk stats`.
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub tls_certificates: Option<PathBuf>,
 }
 
 fn disk_size(text: &str) -> Result<u64, String> {

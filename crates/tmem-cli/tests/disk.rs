@@ -106,6 +106,33 @@ fn exports_have_names_and_lives_of_their_own() {
 }
 
 #[test]
+fn a_disk_is_emptied_unless_somebody_uses_it() {
+    let disk = Disk::start(&["--size", "3G", "--name", "a", "--export", "b=2M", "--ram", "32M"]);
+    let address = format!("unix:{}", disk.socket().display());
+    let stored = |at: usize| disk.stats()["exports"][at]["stored_bytes"].as_u64().unwrap();
+    let mut client = Nbd::open(&disk);
+    assert_eq!((client.write(0, &[1; 100]), client.write((3 << 30) - 100, &[2; 100]), stored(0)), (0, 0, 8192));
+    let (status, out, err) = run_tmem(&["disk", "reset", &address]);
+    assert!(status == TROUBLE && out.is_empty() && err.contains("1 clients") && err.contains("--force"), "{err}");
+    let (status, _, err) = run_tmem(&["disk", "reset", &address, "--name", "c", "--force"]);
+    assert!(status == TROUBLE && err.contains("no disk 'c'"), "{err}");
+    assert_eq!(run_tmem(&["disk", "reset", &address, "--name", "b", "--force"]).0, 0);
+    assert_eq!(stored(0), 8192);
+    let (status, out, err) = run_tmem(&["disk", "reset", &address, "--force"]);
+    assert_eq!((status, out.as_str(), err.as_str()), (0, "dropped 0.0 MiB of blocks\n", ""));
+    assert!(stored(0) == 0 && client.read(0, 100).unwrap() == [0; 100], "it is not empty");
+    assert!(client.read((3 << 30) - 100, 100).unwrap() == [0; 100], "its end is not empty");
+    drop(client);
+    assert!(common::wait_until(Duration::from_secs(5), || disk.figure("connections") == 1));
+    assert_eq!(run_tmem(&["disk", "reset", &address]).0, 0);
+    disk.stop();
+
+    let disk = Disk::start(&["--size", "1M", "--read-only", "--ram", "32M"]);
+    let (status, _, err) = run_tmem(&["disk", "reset", &format!("unix:{}", disk.socket().display())]);
+    assert!(status == TROUBLE && err.contains("read-only"), "{err}");
+}
+
+#[test]
 fn every_figure_is_documented() {
     let doc = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/disk.md")).unwrap();
     let disk = Disk::start(&["--size", "1G", "--ram", "32M"]);

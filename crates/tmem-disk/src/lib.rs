@@ -1,7 +1,7 @@
 //! Compressed RAM disks: exports whose blocks are pages of a [`tmem::Store`], served over NBD.
 //!
 //! [`Server::bind`] makes the store and listens, [`Server::run`] serves until it is told to stop. [`ask`] asks a running server for
-//! its [`Figures`]. See docs/disk.md for the life of a request.
+//! its [`Figures`], [`reset`] empties a disk of it. See docs/disk.md for the life of a request.
 
 #![forbid(unsafe_code)]
 
@@ -28,7 +28,7 @@ mod tls;
 mod upkeep;
 
 pub use address::Address;
-pub use client::ask;
+pub use client::{ask, reset};
 pub use error::Error;
 pub use figures::{ExportFigures, Figures};
 pub use options::{ExportOptions, Listen, Options};
