@@ -1,4 +1,4 @@
-//! `cargo xtask bench disk`: `tmem disk` beside nbdkit's memory disks, under fio, on pages of real programs.
+//! `cargo xtask bench disk`: `tmem disk` beside nbdkit's memory disks and the kernel's zram, under fio, on pages of real programs.
 
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
@@ -16,6 +16,7 @@ use super::Machine;
 use super::alloc::samples;
 use crate::measure::median;
 use crate::table::{Table, mib};
+use crate::zram::{self, Zram};
 use crate::{interrupt, project};
 
 /// What to measure.
@@ -46,6 +47,9 @@ const COMPRESSIBLE: &str = "75";
 /// Those of tmem first.
 const SERVERS: [&str; 4] = ["tmem zstd", "tmem lz4", "nbdkit zstd", "nbdkit malloc"];
 const OURS: usize = 2;
+/// No server, but what the kernel has: a reference for what a disk costs without a socket between.
+const ZRAM: &str = "zram";
+const ZRAM_ALGORITHM: &str = "lz4";
 
 /// One way to use a disk.
 #[derive(Clone, Copy, Serialize)]
@@ -96,9 +100,20 @@ pub fn disk(args: &DiskArgs) -> anyhow::Result<()> {
     let tmem = project::build_tmem()?;
     let folder = tempfile::tempdir().context("cannot create a temporary directory")?;
     let data_bytes = write_data(&args.files, folder.path())?;
-    let names = &SERVERS[..if args.alone { OURS } else { SERVERS.len() }];
-    let servers: Vec<_> =
+    let mut names = SERVERS[..if args.alone { OURS } else { SERVERS.len() }].to_vec();
+    let mut servers: Vec<_> =
         names.iter().map(|name| Server::start(name, &tmem, &folder, data_bytes)).collect::<Result<_, _>>()?;
+    if !args.alone {
+        let lacks = || (!zram::has_algorithm(ZRAM_ALGORITHM)).then(|| format!("it has no {ZRAM_ALGORITHM}"));
+        match zram::unavailable().or_else(lacks) {
+            Some(why) => println!("without the kernel's zram: {why}"),
+            None => {
+                names.push(ZRAM);
+                servers.push(Server::zram(&folder, data_bytes)?);
+            }
+        }
+    }
+    let names = &names;
     let machine = Machine::this();
     machine.print();
     println!(
@@ -143,10 +158,22 @@ fn write_data(files: &[PathBuf], folder: &Path) -> anyhow::Result<u64> {
     Ok(file.metadata()?.len())
 }
 
-/// A server, killed when it is dropped.
+/// What serves a disk; killed, or reset, when it is dropped.
+enum Disk {
+    /// Over NBD.
+    Server(Child),
+    /// A block device.
+    Zram {
+        /// Kept for the end.
+        _device: Zram,
+    },
+}
+
+/// A disk with the pages to fill it.
 struct Server {
-    child: Child,
+    disk: Disk,
     data: PathBuf,
+    /// Where NBD has it, or the device.
     uri: String,
 }
 
@@ -177,7 +204,7 @@ impl Server {
             BufReader::new(child.stdout.take().context("standard output was asked for")?).read_line(&mut line)?;
         }
         let uri = format!("nbd+unix:///?socket={}", socket.display());
-        let server = Self { child, data: folder.path().join("data"), uri };
+        let server = Self { disk: Disk::Server(child), data: folder.path().join("data"), uri };
         let start = Instant::now();
         while !socket.exists() {
             ensure!(start.elapsed() < Duration::from_secs(20), "{name} does not listen");
@@ -186,16 +213,37 @@ impl Server {
         Ok(server)
     }
 
+    fn zram(folder: &TempDir, bytes: u64) -> anyhow::Result<Self> {
+        let device = Zram::set_up(ZRAM_ALGORITHM, bytes)?;
+        Ok(Self {
+            disk: Disk::Zram { _device: device },
+            data: folder.path().join("data"),
+            uri: zram::DEVICE.to_owned(),
+        })
+    }
+
     /// Fills the disk with the pages.
     fn fill(&self) -> anyhow::Result<()> {
-        let status = Command::new("nbdcopy").arg(&self.data).arg(&self.uri).status();
-        ensure!(status.context("cannot run nbdcopy")?.success(), "nbdcopy to {} failed", self.uri);
+        let mut copy = match self.disk {
+            Disk::Server(_) => Command::new("nbdcopy"),
+            Disk::Zram { .. } => {
+                let mut dd = Command::new("dd");
+                dd.args(["bs=1M", "oflag=direct", "status=none"]);
+                dd
+            }
+        };
+        match self.disk {
+            Disk::Server(_) => copy.arg(&self.data).arg(&self.uri),
+            Disk::Zram { .. } => copy.arg(format!("if={}", self.data.display())).arg(format!("of={}", self.uri)),
+        };
+        ensure!(copy.status().context("cannot copy the pages")?.success(), "{} cannot be filled", self.uri);
         Ok(())
     }
 
-    /// Its anonymous and shared memory.
+    /// Its anonymous and shared memory; of zram what it says itself, without the table of its pages.
     fn memory_bytes(&self) -> u64 {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap_or_default();
+        let Disk::Server(child) = &self.disk else { return zram::used_bytes() };
+        let status = std::fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap_or_default();
         let kib = |name: &str| -> u64 {
             let line = status.lines().find_map(|line| line.strip_prefix(name));
             line.and_then(|line| line.trim().strip_suffix("kB")?.trim().parse().ok()).unwrap_or(0)
@@ -206,9 +254,13 @@ impl Server {
     fn measure(&self, case: Case, seconds: u32, bytes: u64, row: &mut Row) -> anyhow::Result<()> {
         let Case { pattern, depth, connections } = case;
         let mut fio = Command::new("fio");
-        fio.args(["--name=disk", "--ioengine=nbd", "--bs=4k", "--time_based", "--group_reporting", "--refill_buffers"]);
+        fio.args(["--name=disk", "--bs=4k", "--time_based", "--group_reporting", "--refill_buffers"]);
+        match self.disk {
+            Disk::Server(_) => fio.arg("--ioengine=nbd").arg(format!("--uri={}", self.uri)),
+            Disk::Zram { .. } => fio.args(["--ioengine=libaio", "--direct=1"]).arg(format!("--filename={}", self.uri)),
+        };
         fio.args(["--output-format=json", "--buffer_compress_chunk=4k"]);
-        fio.arg(format!("--buffer_compress_percentage={COMPRESSIBLE}")).arg(format!("--uri={}", self.uri));
+        fio.arg(format!("--buffer_compress_percentage={COMPRESSIBLE}"));
         fio.arg(format!("--rw={pattern}")).arg(format!("--iodepth={depth}")).arg(format!("--numjobs={connections}"));
         fio.arg(format!("--runtime={seconds}")).arg(format!("--size={bytes}"));
         let out = fio.stdin(Stdio::null()).stderr(Stdio::piped()).output().context("cannot run fio")?;
@@ -233,9 +285,11 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        // It may have ended already.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        if let Disk::Server(child) = &mut self.disk {
+            // It may have ended already.
+            let _ = child.kill();
+            let _ = child.wait();
+        }
     }
 }
 
@@ -243,7 +297,11 @@ fn print(measured: &[Measured], names: &[&str]) {
     let mut columns = vec![("4 KiB", 9), ("depth", 5), ("connections", 11)];
     columns.extend(names.iter().map(|name| (*name, 13)));
     for rival in names.get(OURS..).unwrap_or_default() {
-        let rival = if rival.ends_with("zstd") { ("/ zstd", 7) } else { ("/ malloc", 8) };
+        let rival = match rival.rsplit(' ').next() {
+            Some("zstd") => ("/ zstd", 7),
+            Some("malloc") => ("/ malloc", 8),
+            _ => ("/ zram", 7),
+        };
         columns.extend([rival; OURS]);
     }
     columns.push(("p50, p99 of tmem zstd", 21));
