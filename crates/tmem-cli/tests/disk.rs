@@ -154,6 +154,34 @@ fn nobody_writes_to_a_read_only_disk() {
 }
 
 #[test]
+fn a_full_disk_takes_no_more_connections_than_there_is_ram_for() {
+    let disk = Disk::start(&["--size", "1G", "--ram", "24M"]);
+    let mut first = Nbd::open(&disk);
+    let mut random = Random::new(6);
+    let mut stored = 0;
+    while first.write(stored * PAGE as u64, &noise(&mut random)) == 0 {
+        stored += 1;
+    }
+    let is_within = || disk.figure("used_bytes") <= 24 * MIB;
+    assert!(is_within());
+    // There is room for eight from the start, one of which is whoever asks for figures.
+    let mut others: Vec<_> = (0..6).map(|_| Nbd::open(&disk)).collect();
+    let greeted = || read_exact::<18>(&connect(&disk)).is_ok();
+    let taken = (0..100).map(|_| connect(&disk)).take_while(|stream| read_exact::<18>(stream).is_ok());
+    let taken: Vec<_> = taken.collect();
+    say(&format!("{} connections of a full disk beyond seven", taken.len()));
+    assert!(taken.len() < 50 && !greeted(), "{} connections", taken.len());
+    // Those that are in are served, and can make room for others.
+    assert_eq!(others[5].trim(0, (stored / 2) as u32 * PAGE as u32), 0);
+    assert!(common::wait_until(Duration::from_secs(10), greeted), "nobody is let in although there is room");
+    assert!(is_within() && disk.figure("connections_refused") > 0);
+    let last = (stored - 1) * PAGE as u64;
+    assert!(first.read(last, PAGE as u32).unwrap() == others[0].read(last, PAGE as u32).unwrap());
+    drop((first, others, taken));
+    disk.stop();
+}
+
+#[test]
 fn a_full_disk_says_so_at_once_and_loses_nothing() {
     let disk = Disk::start(&["--size", "1G", "--ram", "24M"]);
     let mut client = Nbd::open(&disk);

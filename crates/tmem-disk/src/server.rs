@@ -183,15 +183,14 @@ impl Server {
         let shared = Arc::clone(&self.shared);
         let number = shared.counters.connections.fetch_add(1, Relaxed);
         let stream = Arc::new(stream);
-        {
-            let mut open = shared.open();
-            if open.len() >= CONNECTIONS_MAX {
-                shared.counters.refused.fetch_add(1, Relaxed);
-                return;
-            }
-            open.insert(number, Arc::clone(&stream));
-            shared.give_room(open.len() as u64);
+        // Nobody else adds to the table.
+        let connections = shared.open().len();
+        if connections >= CONNECTIONS_MAX || !shared.has_room_for(connections as u64 + 1) {
+            shared.counters.refused.fetch_add(1, Relaxed);
+            shared.give_room(shared.open().len() as u64);
+            return;
         }
+        shared.open().insert(number, Arc::clone(&stream));
         let talk = move || {
             let _visit = Visit { shared: &shared, number };
             if let Err(e) = shared.talk(&stream)
@@ -263,6 +262,12 @@ impl Shared {
 
     fn beside_store(&self, connections: u64) -> u64 {
         self.fixed_bytes + connections * connection_bytes(self.spills, self.tls.is_some())
+    }
+
+    /// Takes from the store what so many connections need. Says whether it had it: what is stored, and fits nowhere else, stays.
+    fn has_room_for(&self, connections: u64) -> bool {
+        self.give_room(connections);
+        connections <= CONNECTIONS_READY || self.store.memory_bytes() + self.beside_store(connections) <= self.ram_bytes
     }
 
     /// The store has what so many connections leave.
