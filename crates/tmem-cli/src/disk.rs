@@ -7,7 +7,8 @@ use std::os::unix::net::UnixStream;
 use anyhow::Context;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::low_level::pipe;
-use tmem_disk::{ExportFigures, ExportOptions, Figures, Listen, Options, Server};
+use tmem::Saved;
+use tmem_disk::{Contents, ExportFigures, ExportOptions, Figures, Listen, Options, Server};
 use tmem_run::StoreSpill;
 
 use crate::flags::{DiskArgs, DiskCommand, DiskResetArgs, DiskServeArgs, DiskStatsArgs};
@@ -34,10 +35,7 @@ fn serve(args: &DiskServeArgs) -> anyhow::Result<()> {
         (Some(_), Some(_)) => anyhow::bail!("a socket was handed over (LISTEN_FDS): leave out --listen"),
         (None, None) => anyhow::bail!("say where to listen: --listen unix:PATH, or --listen HOST:PORT"),
     };
-    let first = args.size.map(|size_bytes| (args.name.clone(), size_bytes));
-    let disks = first.into_iter().chain(args.exports.iter().cloned());
-    let export = |(name, size_bytes)| ExportOptions { name, size_bytes, read_only: args.read_only };
-    let exports: Vec<_> = disks.map(export).collect();
+    let exports = exports(args)?;
     // Before there is a socket, so that no signal can leave one behind.
     let (stop, signalled) = UnixStream::pair().context("cannot make a pipe for signals")?;
     for signal in [SIGHUP, SIGINT, SIGTERM] {
@@ -49,8 +47,8 @@ fn serve(args: &DiskServeArgs) -> anyhow::Result<()> {
     let ram_bytes = args.ram.bytes()?;
     let tls_certificates = args.tls_certificates.clone();
     let tls = tls_certificates.is_some();
-    let (codec, for_swap, spill) = (args.codec.into(), args.for_swap, file.open()?);
-    let server = Server::bind(Options { ram_bytes, codec, exports, listen, for_swap, tls_certificates, spill })?;
+    let (codec, for_swap, image, spill) = (args.codec.into(), args.for_swap, args.image.clone(), file.open()?);
+    let server = Server::bind(Options { ram_bytes, codec, exports, listen, for_swap, tls_certificates, image, spill })?;
     let address = server.address();
     if args.listen.is_some() {
         announce(names.iter().map(|name| address.uri(name, tls)))?;
@@ -58,7 +56,26 @@ fn serve(args: &DiskServeArgs) -> anyhow::Result<()> {
     tell(&format!("READY=1\nSTATUS=Serving {} disks at {address}", names.len()));
     let served = server.run(stop.as_fd());
     tell("STOPPING=1");
+    if let Some(Saved { pages, bytes, .. }) = server.save()? {
+        let blocks = mib(pages * tmem::PAGE_SIZE as u64);
+        eprintln!("tmem: {blocks} of blocks saved in {}", mib(bytes));
+    }
     Ok(served?)
+}
+
+/// The disks that are asked for.
+fn exports(args: &DiskServeArgs) -> anyhow::Result<Vec<ExportOptions>> {
+    let first = match (&args.backing, args.size) {
+        (Some(path), _) => Some(Contents::Backing(path.clone())),
+        (None, Some(size_bytes)) => Some(Contents::Empty { size_bytes }),
+        (None, None) if !args.name.is_empty() => anyhow::bail!("--name is for the disk of --size or --backing"),
+        (None, None) => None,
+    };
+    let first = first.map(|contents| (args.name.clone(), contents));
+    let others =
+        args.exports.iter().map(|(name, size_bytes)| (name.clone(), Contents::Empty { size_bytes: *size_bytes }));
+    let export = |(name, contents)| ExportOptions { name, contents, read_only: args.read_only };
+    Ok(first.into_iter().chain(others).map(export).collect())
 }
 
 /// Tells the service manager; the disks are served all the same if it does not hear.
@@ -132,8 +149,18 @@ fn shown(figures: &Figures) -> String {
 
 fn disk_shown(disk: &ExportFigures) -> String {
     // Names are what whoever started the server likes; none of them is to be obeyed by a terminal.
-    let name: String = disk.name.chars().map(|c| if c.is_control() { '?' } else { c }).collect();
-    format!(
+    let harmless = |text: &str| text.chars().map(|c| if c.is_control() { '?' } else { c }).collect::<String>();
+    let name = harmless(&disk.name);
+    let cache = match &disk.backing {
+        Some(backing) => format!(
+            "  a cache of {}: {} blocks found in RAM, {} read\n",
+            harmless(backing),
+            disk.cache_hits,
+            disk.cache_misses
+        ),
+        None => String::new(),
+    };
+    let figures = format!(
         "disk '{name}' of {}{}: {} stored, {} packed\n  {} reads of {}, {} writes of {}, {} trims of {}\n  \
          failed: {} reads, {} writes, {} for lack of room, {} made no sense\n",
         mib(disk.size_bytes),
@@ -150,5 +177,6 @@ fn disk_shown(disk: &ExportFigures) -> String {
         disk.failed_writes,
         disk.no_space,
         disk.invalid,
-    )
+    );
+    figures + &cache
 }

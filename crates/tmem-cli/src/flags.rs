@@ -141,7 +141,7 @@ Examples:
 
 const DISK_NOTES: &str = "\
 The disk is as large as you say and takes RAM for what is written to it, compressed; what is zero or trimmed takes none. Its contents are \
-gone when the server ends. When the RAM is full, writes that need more fail at once with \"no space\"; everything that was accepted stays \
+gone when the server ends, unless --image keeps them. When the RAM is full, writes that need more fail at once with \"no space\"; everything that was accepted stays \
 readable, and can be overwritten and trimmed.
 
 It runs in the foreground, and prints a line with the address of each disk when it is ready. Ctrl-C and SIGTERM end it: requests that have \
@@ -157,6 +157,8 @@ Examples:
   tmem disk --size 8G --ram 2G --listen unix:/run/tmem.sock
   tmem disk --size 8G --ram 25% --listen 127.0.0.1:10809 --name scratch
   tmem disk --export a=4G --export b=512M --ram 1G --listen unix:/run/tmem.sock
+  tmem disk --backing /dev/sdb --ram 2G --listen unix:/run/tmem.sock
+  tmem disk --size 8G --ram 2G --image /var/lib/tmem/scratch --listen unix:/run/tmem.sock
   tmem disk --size 64G --ram 2G --spill /mnt/nvme:20G --listen unix:/run/tmem.sock
   tmem disk --size 8G --ram 2G --listen 0.0.0.0:10809 --tls-certificates /etc/tmem/pki
   systemd-socket-activate -l /run/tmem.sock tmem disk --size 8G --ram 2G
@@ -214,6 +216,12 @@ pub struct DiskServeArgs {
     /// K, M, G, T are powers of 1024, with or without "iB"; a bare number is bytes.
     #[arg(long, value_name = "SIZE", group = "disks", value_parser = disk_size)]
     pub size: Option<u64>,
+    /// Serve a file or a block device, and keep in RAM, compressed, what is used of it: a cache.
+    ///
+    /// Reads fill it, writes go through, and are safe when a flush is answered; what has no room is dropped and read again. The disk has the
+    /// size of FILE. Nobody else may write to it meanwhile: it is locked with flock(2).
+    #[arg(long, value_name = "FILE|DEVICE", group = "disks", conflicts_with_all = ["size", "for_swap"], value_hint = ValueHint::FilePath)]
+    pub backing: Option<PathBuf>,
     /// RAM for all of it, tmem itself included: 512M, 1.5G, 800MiB, or 50% of what there is.
     #[arg(long, value_name = "SIZE", allow_hyphen_values = true)]
     pub ram: RamSize,
@@ -229,8 +237,14 @@ pub struct DiskServeArgs {
     /// nbdcopy with --tls-certificates or ?tls-certificates= in the address, QEMU with a tls-creds-x509 object.
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub tls_certificates: Option<PathBuf>,
-    /// What clients call the disk of --size. The first disk can be had by the empty name, too.
-    #[arg(long, value_name = "NAME", default_value = "", requires = "size", hide_default_value = true)]
+    /// Keep the disks in a file while no server runs: they come from it at the start, if it is there, and are saved to it at the end.
+    ///
+    /// Blocks are saved packed as they are. The file is replaced as a whole, when Ctrl-C or SIGTERM ends the server; what has become of the
+    /// disks since it was saved is lost if the server dies otherwise. It is not encrypted; only its owner can read it.
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub image: Option<PathBuf>,
+    /// What clients call the disk of --size or --backing. The first disk can be had by the empty name, too.
+    #[arg(long, value_name = "NAME", default_value = "", hide_default_value = true)]
     pub name: String,
     /// Another disk, by its name: as in --export scratch=4G. May be given several times.
     #[arg(long = "export", value_name = "NAME=SIZE", group = "disks", value_parser = disk)]

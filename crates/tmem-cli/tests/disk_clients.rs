@@ -111,6 +111,29 @@ fn nbdinfo_sees_what_was_promised() {
     disk.stop();
 }
 
+/// libnbd's shell: asynchronous commands, several connections, contexts, what must fail.
+#[test]
+fn scripts_of_nbdsh_work() {
+    const TEST: &str = "scripts_of_nbdsh_work";
+    if !has(TEST, "nbdsh") {
+        return;
+    }
+    // Debian's Python has the module; another one that comes first in $PATH has not.
+    let nbdsh = || {
+        let mut command = Command::new("timeout");
+        command.args(["60", "nbdsh", "-n"]).env("PATH", "/usr/bin:/bin").stdin(Stdio::null());
+        command
+    };
+    if !nbdsh().arg("--version").output().unwrap().status.success() {
+        return skip(TEST, "nbdsh does not find its module (python3-libnbd)");
+    }
+    let disk = Disk::start(&["--size", "64M", "--ram", "32M"]);
+    let script = include_str!("disk_shell.py");
+    let out = nbdsh().args(["-c", script]).env("DISK", disk.uri()).output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&out.stdout), "all is well\n", "{}", String::from_utf8_lossy(&out.stderr));
+    disk.stop();
+}
+
 #[test]
 fn nbdcopy_there_and_back_is_the_same() {
     if !has("nbdcopy_there_and_back_is_the_same", "nbdcopy") {

@@ -88,6 +88,9 @@ pub fn reset(address: &Address, tls_certificates: Option<&Path>, name: &str, for
     if disk.read_only {
         return Err(Error::new("the disk is read-only: its server alone could empty it"));
     }
+    if let Some(backing) = &disk.backing {
+        return Err(Error::new(format!("the disk is a cache of {backing}: to empty it would empty that")));
+    }
     let others = figures.connections.saturating_sub(1);
     if others > 0 && !force {
         let what = "disconnect them (umount, swapoff), or give --force";

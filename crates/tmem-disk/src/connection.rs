@@ -109,15 +109,12 @@ impl<R: Hear, W: Write + Send> Hearing<'_, '_, '_, R, W> {
                 return Ok(true);
             }
             Action::Write => self.write(request)?,
-            Action::Zero { keep_room } => export.zero(offset, bytes, keep_room),
-            Action::Trim => {
-                export.trim(offset, bytes);
-                Ok(())
-            }
-            Action::Cache => export.cache(offset, bytes),
-            // What was answered is in RAM, or in a spill file that ends with us: nothing makes it safer.
-            Action::Flush => Ok(()),
+            Action::Zero { keep_room } => export.blocks.zero(offset, bytes, keep_room),
+            Action::Trim => export.blocks.trim(offset, bytes),
+            Action::Cache => export.blocks.cache(offset, bytes),
+            Action::Flush => export.blocks.flush(),
         };
+        let done = done.and_then(|()| if request.is_to_be_safe() { export.blocks.flush() } else { Ok(()) });
         connection.count(action, bytes);
         match done {
             Ok(()) => connection.succeed(request)?,
@@ -158,7 +155,7 @@ impl<R: Hear, W: Write + Send> Hearing<'_, '_, '_, R, W> {
             if at + piece < end {
                 piece -= (at + piece) % PAGE;
             }
-            let written = self.connection.export.write(at, &held[..piece as usize]);
+            let written = self.connection.export.blocks.write(at, &held[..piece as usize]);
             self.input.consume(piece as usize);
             at += piece;
             if written.is_err() {
@@ -222,7 +219,7 @@ impl<W: Write> Connection<'_, W> {
             let piece = piece_at(at, end);
             let head_bytes = self.head_bytes(at == request.offset);
             let room = replies.room(HEAD_BYTES_MAX + piece as usize)?;
-            let held = match self.export.read(at, &mut room[head_bytes..][..piece as usize]) {
+            let held = match self.export.blocks.read(at, &mut room[head_bytes..][..piece as usize]) {
                 Ok(held) => held,
                 Err(refusal) => {
                     self.export.tally.refused(&refusal, true);
@@ -243,7 +240,7 @@ impl<W: Write> Connection<'_, W> {
     /// Answers a read of one piece, for which there is room in `buffer`, and holds nobody up while it is being read.
     pub fn read_apart(&self, request: Request, buffer: &mut [u8]) -> io::Result<()> {
         let head_bytes = self.head_bytes(true);
-        match self.export.read(request.offset, &mut buffer[head_bytes..][..request.bytes as usize]) {
+        match self.export.blocks.read(request.offset, &mut buffer[head_bytes..][..request.bytes as usize]) {
             Ok(held) => {
                 let front = &mut buffer[..HEAD_BYTES_MAX];
                 let sent = self.put_head(request, request.offset, request.bytes, held, front);
@@ -290,8 +287,8 @@ impl<W: Write> Connection<'_, W> {
 
     fn status(&self, request: Request, extents_max: usize) -> io::Result<()> {
         let mut list = Vec::new();
-        let keep = |extent: Extent| list.extend_from_slice(&extent.encode());
-        self.export.status(request.offset, request.bytes.into(), extents_max, keep);
+        let mut keep = |extent: Extent| list.extend_from_slice(&extent.encode());
+        self.export.blocks.status(request.offset, request.bytes.into(), extents_max, &mut keep);
         if list.is_empty() {
             return self.refuse(request, &Refusal::new(Errno::Invalid, "there is no extent"));
         }

@@ -71,7 +71,7 @@ impl<'scope, 'env, W: Write + Send> Fetchers<'scope, 'env, W> {
     /// Takes over a read that begins on disk and is not long. `false` if it is none, or there are too many.
     pub fn take(&mut self, request: &Request) -> bool {
         let short = u64::from(request.bytes) <= PIECE_BYTES;
-        if !short || !self.connection.export.is_spilled(request.offset) {
+        if !short || !self.connection.export.blocks.is_away(request.offset) {
             return false;
         }
         let mut waiting = self.queue.lock();

@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use serde::{Deserialize, Serialize};
 use tmem::{PAGE_SIZE, Store};
 
-use crate::export::Export;
+use crate::export::{Export, Hits};
 
 /// What a server says about itself. Counters run from its start.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -63,6 +63,12 @@ pub struct ExportFigures {
     pub size_bytes: u64,
     /// Clients cannot write to it.
     pub read_only: bool,
+    /// The file or device that it is a cache of, if it is one.
+    pub backing: Option<String>,
+    /// Blocks of such a one that were read and found in RAM.
+    pub cache_hits: u64,
+    /// Blocks that had to be read from the backing.
+    pub cache_misses: u64,
     /// Bytes of its stored blocks.
     pub stored_bytes: u64,
     /// What these take packed.
@@ -114,11 +120,15 @@ impl Figures {
 impl ExportFigures {
     /// What an export says.
     pub fn of(export: &Export) -> Self {
-        let (stored, tally) = (export.stored(), &export.tally);
+        let (stored, tally) = (export.blocks.pages().stats(), &export.tally);
+        let Hits { hits, misses } = export.blocks.hits().unwrap_or_default();
         Self {
             name: export.name.clone(),
             size_bytes: export.size_bytes,
             read_only: export.read_only,
+            backing: export.backing.clone(),
+            cache_hits: hits,
+            cache_misses: misses,
             stored_bytes: stored.pages * PAGE_SIZE as u64,
             packed_bytes: stored.compressed_bytes,
             reads: tally.reads.load(Relaxed),

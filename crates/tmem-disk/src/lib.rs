@@ -1,11 +1,13 @@
-//! Compressed RAM disks: exports whose blocks are pages of a [`tmem::Store`], served over NBD.
+//! Compressed RAM disks, and compressed caches of slower disks: exports whose blocks are pages of a [`tmem::Store`], served over NBD.
 //!
-//! [`Server::bind`] makes the store and listens, [`Server::run`] serves until it is told to stop. [`ask`] asks a running server for
+//! [`Server::bind`] makes the store and listens, [`Server::run`] serves until it is told to stop, [`Server::save`] ends with an image. [`ask`] asks a running server for
 //! its [`Figures`], [`reset`] empties a disk of it. See docs/disk.md for the life of a request.
 
 #![forbid(unsafe_code)]
 
 mod address;
+mod backing;
+mod cached;
 mod client;
 mod connection;
 mod error;
@@ -13,12 +15,15 @@ mod export;
 mod fetch;
 mod figures;
 mod for_swap;
+mod image;
 mod input;
 mod negotiate;
 mod options;
 mod output;
+mod pages;
 mod polling;
 mod protocol;
+mod ram;
 mod server;
 mod stream;
 mod stripes;
@@ -31,5 +36,5 @@ pub use address::Address;
 pub use client::{ask, reset};
 pub use error::Error;
 pub use figures::{ExportFigures, Figures};
-pub use options::{ExportOptions, Listen, Options};
+pub use options::{Contents, ExportOptions, Listen, Options};
 pub use server::Server;

@@ -199,6 +199,7 @@ impl<S: Read + Write> Talk<'_, S> {
             read_only: export.read_only,
             structured: self.structured,
             allocation,
+            fast_zero: export.backing.is_none(),
         };
         Agreed::Export(export, terms)
     }
@@ -209,11 +210,13 @@ impl<S: Read + Write> Talk<'_, S> {
             | flag::SEND_FUA
             | flag::SEND_TRIM
             | flag::SEND_WRITE_ZEROES
-            | flag::SEND_FAST_ZERO
             | flag::SEND_CACHE
             | flag::CAN_MULTI_CONN;
         if export.read_only {
             flags |= flag::READ_ONLY;
+        }
+        if export.backing.is_none() {
+            flags |= flag::SEND_FAST_ZERO;
         }
         if self.structured {
             flags |= flag::SEND_DF;
@@ -260,11 +263,11 @@ impl<S: Read + Write> Talk<'_, S> {
             self.say(code, option_reply::INFO, &Info::Name.text(&export.name))?;
         }
         if wants_description {
-            self.say(
-                code,
-                option_reply::INFO,
-                &Info::Description.text("tmem disk: compressed in RAM, gone with its server"),
-            )?;
+            let what = match &export.backing {
+                None => "tmem disk: compressed in RAM, gone with its server",
+                Some(_) => "tmem disk: a compressed cache of a slower disk",
+            };
+            self.say(code, option_reply::INFO, &Info::Description.text(what))?;
         }
         self.say(code, option_reply::ACK, &[])?;
         Ok(go.then(|| self.agree(export)))

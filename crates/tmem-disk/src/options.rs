@@ -5,13 +5,25 @@ use std::path::PathBuf;
 
 use crate::address::Address;
 
+/// What a disk begins with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Contents {
+    /// Zeroes. What is written is kept in RAM, or in the spill file.
+    Empty {
+        /// How many bytes it seems to have.
+        size_bytes: u64,
+    },
+    /// What a file or a block device holds, whose size it has, and to which all writes go: the disk is a cache of it.
+    Backing(PathBuf),
+}
+
 /// A disk.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ExportOptions {
     /// What clients call it; the first export can be had by the empty name, too.
     pub name: String,
-    /// How many bytes it seems to have.
-    pub size_bytes: u64,
+    /// What it begins with.
+    pub contents: Contents,
     /// Clients cannot write to it.
     pub read_only: bool,
 }
@@ -41,6 +53,8 @@ pub struct Options {
     /// Nothing is said but with TLS: a folder with `ca-cert.pem`, `server-cert.pem` and `server-key.pem`. Clients need a
     /// certificate of the same authority.
     pub tls_certificates: Option<PathBuf>,
+    /// Where disks come from, if it is there, and where [`Server::save`](crate::Server::save) leaves them.
+    pub image: Option<PathBuf>,
     /// Where packed blocks go that RAM has no room for.
     pub spill: Option<tmem::Spill>,
 }

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::io::{self, ErrorKind};
 use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -11,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustls::ServerConfig;
-use tmem::{Config, Store};
+use tmem::{Config, OpenOptions, Saved, Store};
 
 use crate::address::{Address, Listener};
 use crate::connection::{self, CONNECTION_BYTES};
@@ -20,8 +21,9 @@ use crate::export::Export;
 use crate::fetch::FETCHERS_BYTES;
 use crate::figures::{ExportFigures, Figures};
 use crate::for_swap;
+use crate::image::{self, SavedDisk, SavedDisks};
 use crate::negotiate::{Agreed, House, PATIENCE, Security, greet, haggle};
-use crate::options::Options;
+use crate::options::{Contents, ExportOptions, Options};
 use crate::protocol::ClientFlags;
 use crate::stream::{Hurried, Stream};
 use crate::stripes::Stripes;
@@ -56,6 +58,8 @@ struct Shared {
     ram_bytes: u64,
     /// There is a spill file.
     spills: bool,
+    /// There is a disk that some blocks have to be fetched from.
+    waits: bool,
     /// Nothing is said without it.
     tls: Option<Arc<ServerConfig>>,
     /// What is not for the store, with no connection.
@@ -69,6 +73,7 @@ struct Shared {
 pub struct Server {
     shared: Arc<Shared>,
     listener: Listener,
+    image: Option<PathBuf>,
 }
 
 impl Server {
@@ -83,20 +88,35 @@ impl Server {
         }
         let fixed_bytes = OWN_BYTES + options.exports.len() as u64 * Stripes::BYTES;
         let tls = options.tls_certificates.as_deref().map(tls::server_config).transpose()?;
-        let beside = fixed_bytes + CONNECTIONS_READY * connection_bytes(options.spill.is_some(), tls.is_some());
+        let backed = |export: &ExportOptions| matches!(export.contents, Contents::Backing(_));
+        let waits = options.spill.is_some() || options.exports.iter().any(backed);
+        let beside = fixed_bytes + CONNECTIONS_READY * connection_bytes(waits, tls.is_some());
         let store_bytes = options.ram_bytes.saturating_sub(beside);
         // A full disk can be overwritten: each size of packed blocks may need a frame more for that.
         let overwrite_bytes = (store_bytes / 64).clamp(256 << 10, 8 << 20);
-        let config = Config::new(store_bytes).codec(options.codec).overwrite_bytes(overwrite_bytes);
+        let config = |bytes| Config::new(bytes).codec(options.codec).overwrite_bytes(overwrite_bytes);
         let no_store = |e| Error::new(format!("no store of {store_bytes} bytes can be made: {e}"));
-        let store = Arc::new(Store::new(config).map_err(no_store)?);
         let spills = options.spill.is_some();
-        if let Some(spill) = options.spill {
-            let refused = |e| Error::new(format!("the spill file cannot be used: {e}"));
-            store.add_spill(spill).map_err(refused)?;
-        }
-        let exports = options.exports.iter().map(|options| Export::new(&store, spills, options).map(Arc::new));
-        let exports = exports.collect::<Result<Vec<_>, _>>()?;
+        let (store, saved) = match options.image.as_deref() {
+            Some(path) if image::is_there(path)? => {
+                // Nobody is connected yet, and to open takes a buffer: what was full fits again.
+                let opened = OpenOptions::new(config(options.ram_bytes - fixed_bytes));
+                let opened = options.spill.into_iter().fold(opened, OpenOptions::spill);
+                let (store, saved) = image::open(path, opened, &options.exports)?;
+                store.set_budget(store_bytes);
+                image::fits(path, &store, store_bytes)?;
+                (store, saved)
+            }
+            _ => {
+                let store = Store::new(config(store_bytes)).map_err(no_store)?;
+                let refused = |e| Error::new(format!("the spill file cannot be used: {e}"));
+                options.spill.into_iter().try_for_each(|spill| store.add_spill(spill)).map_err(refused)?;
+                (store, SavedDisks::default())
+            }
+        };
+        let store = Arc::new(store);
+        let export = |options| Export::new(&store, spills, options, saved.pool(&options.name)).map(Arc::new);
+        let exports = options.exports.iter().map(export).collect::<Result<Vec<_>, _>>()?;
         let listener = Listener::new(options.listen)?;
         if options.for_swap {
             for_swap::lock()?;
@@ -106,13 +126,14 @@ impl Server {
             exports,
             ram_bytes: options.ram_bytes,
             spills,
+            waits,
             tls,
             fixed_bytes,
             open: Mutex::default(),
             stopping: AtomicBool::new(false),
             counters: Counters::default(),
         };
-        Ok(Self { shared: Arc::new(shared), listener })
+        Ok(Self { shared: Arc::new(shared), listener, image: options.image })
     }
 
     /// Where it listens in the end.
@@ -155,6 +176,32 @@ impl Server {
         // A panic of it has been told by then.
         let _ = upkeep.join();
         accepted
+    }
+
+    /// Saves all disks that are no caches to the image, if there is to be one, after [`run`](Self::run) has returned.
+    ///
+    /// # Errors
+    /// When it cannot be written; then the old one is as it was.
+    pub fn save(self) -> Result<Option<Saved>, Error> {
+        let Self { mut shared, listener, image } = self;
+        drop(listener);
+        let Some(path) = image else { return Ok(None) };
+        let until = Instant::now() + FAREWELL;
+        let shared = loop {
+            shared = match Arc::try_unwrap(shared) {
+                Ok(shared) => break shared,
+                Err(shared) if Instant::now() < until => shared,
+                Err(_) => return Err(Error::new("the disks are not saved: a connection does not come to its end")),
+            };
+            thread::sleep(Duration::from_millis(2));
+        };
+        let Shared { store, exports, ram_bytes, fixed_bytes, .. } = shared;
+        let disks = exports.iter().filter_map(|export| SavedDisk::of(export)).collect();
+        drop(exports);
+        let store = Arc::into_inner(store).expect("whoever used it is gone");
+        // Connections need nothing any more.
+        store.set_budget(ram_bytes - fixed_bytes);
+        image::save(&path, store, disks).map(Some)
     }
 
     fn accept_all(&self, stop: BorrowedFd<'_>) -> Result<(), Error> {
@@ -208,8 +255,8 @@ impl Server {
 }
 
 /// What a connection takes.
-fn connection_bytes(spills: bool, tls: bool) -> u64 {
-    CONNECTION_BYTES + if spills { FETCHERS_BYTES } else { 0 } + if tls { TLS_BYTES } else { 0 }
+fn connection_bytes(waits: bool, tls: bool) -> u64 {
+    CONNECTION_BYTES + if waits { FETCHERS_BYTES } else { 0 } + if tls { TLS_BYTES } else { 0 }
 }
 
 fn check(options: &Options) -> Result<(), Error> {
@@ -217,15 +264,12 @@ fn check(options: &Options) -> Result<(), Error> {
         return Err(Error::new(format!("--ram {} is too little: 16M is the least that works", options.ram_bytes)));
     }
     if options.exports.is_empty() {
-        return Err(Error::new("there is no disk to serve: give --size, or --export NAME=SIZE"));
+        return Err(Error::new("there is no disk to serve: give --size, --backing or --export NAME=SIZE"));
     }
     for (at, export) in options.exports.iter().enumerate() {
         let name = &export.name;
         if name.len() > crate::protocol::NAME_BYTES_MAX {
             return Err(Error::new("the name of an export may have 4096 bytes"));
-        }
-        if export.size_bytes > i64::MAX as u64 {
-            return Err(Error::new(format!("{} bytes are more than a disk can have", export.size_bytes)));
         }
         if options.exports[..at].iter().any(|other| other.name == *name) {
             return Err(Error::new(format!("there are two exports called '{name}': give them different names")));
@@ -261,7 +305,7 @@ impl Shared {
     }
 
     fn beside_store(&self, connections: u64) -> u64 {
-        self.fixed_bytes + connections * connection_bytes(self.spills, self.tls.is_some())
+        self.fixed_bytes + connections * connection_bytes(self.waits, self.tls.is_some())
     }
 
     /// Takes from the store what so many connections need. Says whether it had it: what is stored, and fits nowhere else, stays.

@@ -32,6 +32,16 @@ impl Stripes {
         self.0[(page % STRIPES) as usize].lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Locks the pages of a stretch of any length: those of a run, or all that there are.
+    pub fn lock_pages(&self, pages: std::ops::Range<u64>) -> Vec<Held<'_>> {
+        if pages.start / RUN_PAGES == (pages.end - 1) / RUN_PAGES { self.lock_run(pages) } else { self.lock_all() }
+    }
+
+    /// Locks everything.
+    fn lock_all(&self) -> Vec<Held<'_>> {
+        (0..STRIPES).map(|page| self.lock(page)).collect()
+    }
+
     /// Locks the pages of a stretch that lies in one run.
     pub fn lock_run(&self, pages: std::ops::Range<u64>) -> Vec<Held<'_>> {
         debug_assert!(pages.is_empty() || pages.start / RUN_PAGES == (pages.end - 1) / RUN_PAGES);

@@ -8,7 +8,7 @@ use tmem::{Config, Store};
 use crate::connection;
 use crate::export::Export;
 use crate::negotiate::{Agreed, House, Security, greet, haggle};
-use crate::options::ExportOptions;
+use crate::options::{Contents, ExportOptions};
 use crate::protocol::{Action, Asked, ClientFlags, OptionHead, Request, Terms};
 
 const SIZE_BYTES: u64 = (1 << 20) + 7;
@@ -20,8 +20,12 @@ impl Default for Target {
     /// A disk of an odd size, with little room.
     fn default() -> Self {
         let store = Arc::new(Store::new(Config::new(2 << 20)).expect("a store of 2 MiB"));
-        let options = ExportOptions { name: "disk".to_owned(), size_bytes: SIZE_BYTES, read_only: false };
-        Self(vec![Arc::new(Export::new(&store, false, &options).expect("one pool"))])
+        let options = ExportOptions {
+            name: "disk".to_owned(),
+            contents: Contents::Empty { size_bytes: SIZE_BYTES },
+            read_only: false,
+        };
+        Self(vec![Arc::new(Export::new(&store, false, &options, None).expect("one pool"))])
     }
 }
 
@@ -88,7 +92,7 @@ pub fn session(target: &Target, bytes: &[u8]) {
 
 /// Commands after a handshake as it should be.
 pub fn commands(target: &Target, bytes: &[u8]) {
-    let terms = Terms { size_bytes: SIZE_BYTES, read_only: false, structured: true, allocation: true };
+    let terms = Terms { size_bytes: SIZE_BYTES, structured: true, allocation: true, ..Terms::default() };
     let _ = connection::serve(&mut { bytes }, Taken { bytes: 0 }, &target.0[0], terms);
 }
 

@@ -40,7 +40,7 @@ impl Disk {
         let mut child = tmem_command(&words).stdout(Stdio::piped()).spawn().unwrap();
         let out = BufReader::new(child.stdout.take().unwrap());
         let server = Guard(child);
-        let disks = words.iter().filter(|word| matches!(**word, "--size" | "--export")).count();
+        let disks = words.iter().filter(|word| matches!(**word, "--size" | "--backing" | "--export")).count();
         let uris: Vec<String> = out.lines().take(disks).map(Result::unwrap).collect();
         assert_eq!(uris.len(), disks, "tmem {words:?} did not start");
         Self { server, folder, uris }
@@ -97,6 +97,7 @@ pub const OPT_STRUCTURED_REPLY: u32 = 8;
 
 pub const READ: u16 = 0;
 pub const WRITE: u16 = 1;
+pub const FLUSH: u16 = 3;
 pub const TRIM: u16 = 4;
 pub const WRITE_ZEROES: u16 = 6;
 
@@ -200,6 +201,10 @@ impl Nbd {
 
     pub fn zero(&mut self, offset: u64, bytes: u32) -> u32 {
         self.ask(WRITE_ZEROES, offset, bytes, &[])
+    }
+
+    pub fn flush(&mut self) -> u32 {
+        self.ask(FLUSH, 0, 0, &[])
     }
 
     pub fn read(&mut self, offset: u64, bytes: u32) -> Result<Vec<u8>, u32> {

@@ -43,6 +43,8 @@ pub struct Terms {
     pub structured: bool,
     /// `base:allocation` can be asked for.
     pub allocation: bool,
+    /// Zeroing is always fast.
+    pub fast_zero: bool,
 }
 
 /// What is to be done. Offset and length are those of the request, and lie in the export.
@@ -138,7 +140,10 @@ impl Request {
             FLUSH => (Action::Flush, command::FUA),
             TRIM => (Action::Trim, command::FUA),
             CACHE => (Action::Cache, command::FUA),
-            WRITE_ZEROES => (Action::Zero { keep_room }, command::FUA | command::NO_HOLE | command::FAST_ZERO),
+            WRITE_ZEROES => {
+                let fast = if terms.fast_zero { command::FAST_ZERO } else { 0 };
+                (Action::Zero { keep_room }, command::FUA | command::NO_HOLE | fast)
+            }
             BLOCK_STATUS if terms.allocation => {
                 let one = self.flags & command::REQ_ONE != 0;
                 (Action::Status { one }, command::REQ_ONE | command::FUA)
@@ -152,6 +157,11 @@ impl Request {
         })
     }
 
+    /// What it writes has to be safe before it is answered.
+    pub fn is_to_be_safe(&self) -> bool {
+        self.flags & command::FUA != 0 && matches!(self.kind, WRITE | TRIM | WRITE_ZEROES)
+    }
+
     /// The answer has to come in one piece.
     pub fn is_whole(&self) -> bool {
         self.flags & command::DF != 0
@@ -162,7 +172,8 @@ impl Request {
 mod tests {
     use super::*;
 
-    const TERMS: Terms = Terms { size_bytes: 1 << 30, read_only: false, structured: true, allocation: true };
+    const TERMS: Terms =
+        Terms { size_bytes: 1 << 30, read_only: false, structured: true, allocation: true, fast_zero: true };
 
     fn request(kind: u16, flags: u16, offset: u64, bytes: u32) -> Request {
         Request { flags, kind, cookie: 0, offset, bytes }
@@ -212,6 +223,8 @@ mod tests {
         let simple = Terms { structured: false, allocation: false, ..TERMS };
         assert_eq!(errno(request(READ, command::DF, 0, 1), simple), Errno::Invalid);
         assert_eq!(errno(request(BLOCK_STATUS, 0, 0, 1), simple), Errno::Invalid);
+        let slow = Terms { fast_zero: false, ..TERMS };
+        assert_eq!(errno(request(WRITE_ZEROES, command::FAST_ZERO, 0, 1), slow), Errno::Invalid);
         assert_eq!(errno(request(RESIZE, 0, 0, 1), TERMS), Errno::NotSupported);
         assert_eq!(errno(request(99, 0, 0, 1), TERMS), Errno::Invalid);
     }
