@@ -48,7 +48,9 @@ fn serve(args: &DiskServeArgs) -> anyhow::Result<()> {
     let tls_certificates = args.tls_certificates.clone();
     let tls = tls_certificates.is_some();
     let (codec, for_swap, image, spill) = (args.codec.into(), args.for_swap, args.image.clone(), file.open()?);
-    let server = Server::bind(Options { ram_bytes, codec, exports, listen, for_swap, tls_certificates, image, spill })?;
+    let metrics = args.metrics;
+    let mut server =
+        Server::bind(Options { ram_bytes, codec, exports, listen, for_swap, tls_certificates, image, metrics, spill })?;
     let address = server.address();
     if args.listen.is_some() {
         announce(names.iter().map(|name| address.uri(name, tls)))?;

@@ -103,13 +103,14 @@ Example:
   tmem detach 4711";
 
 const TOP_NOTES: &str = "\
-One line for each `tmem run` and `tmem attach`, and below it its processes. RESIDENT: memory of the programs (of the whole tree, and of \
+One line for each `tmem run` and `tmem attach`, and below it its processes; then one for each `tmem disk`, and below it its disks. RESIDENT: memory of the programs (of the whole tree, and of \
 each process). STORED: pages that are not there now. PACKED: what these take in RAM. SPILLED: what they take on disk. RATIO: stored to packed and \
 spilled. FAULT/s, REFLT/s (for pages that had been in use all the time), WRITE/s and READ/s (spill file): since the last look; with --once, within \
-0.2 s. P50, P90, P99: time to serve a fault, since the start.
+0.2 s. P50, P90, P99: time to serve a fault, since the start. IN USE: RAM that a server of disks takes. HIT %: blocks that a cache found in RAM. \
+READS/s, WRITES/s: commands of clients; READ/s, WRITE/s: bytes of them.
 
 Only tmem of the same user in the same network namespace is shown; root sees that of all users. q, Esc and Ctrl-C end it, arrows and Page keys scroll. \
-With NO_COLOR set there are no colours. docs/stats.md describes the fields of --json.
+With NO_COLOR set there are no colours. docs/stats.md and docs/disk.md describe the fields of --json.
 
 Exit status: 0, also if nothing runs; 125 if there is no terminal.
 
@@ -117,7 +118,8 @@ Examples:
   tmem top
   tmem top --interval 0.5
   tmem top --once
-  tmem top --once --json | jq '.supervisors[] | {command, resident_bytes, faults: .rates.faults}'";
+  tmem top --once --json | jq '.supervisors[] | {command, resident_bytes, faults: .rates.faults}'
+  tmem top --once --json | jq '.disks[] | {address, used_bytes, exports: [.exports[] | {name, stored_bytes}]}'";
 
 const DOCTOR_NOTES: &str = "\
 Exit status: 0 if `tmem run` can work here, 1 if something it needs is missing.
@@ -161,6 +163,7 @@ Examples:
   tmem disk --size 8G --ram 2G --image /var/lib/tmem/scratch --listen unix:/run/tmem.sock
   tmem disk --size 64G --ram 2G --spill /mnt/nvme:20G --listen unix:/run/tmem.sock
   tmem disk --size 8G --ram 2G --listen 0.0.0.0:10809 --tls-certificates /etc/tmem/pki
+  tmem disk --size 8G --ram 2G --listen unix:/run/tmem.sock --metrics 127.0.0.1:9465
   systemd-socket-activate -l /run/tmem.sock tmem disk --size 8G --ram 2G
   tmem disk stats unix:/run/tmem.sock
   nbdinfo 'nbd+unix:///?socket=/run/tmem.sock'
@@ -270,6 +273,12 @@ pub struct DiskServeArgs {
     /// what is free. When it is full, too, writes that need more fail at once.
     #[arg(long, value_name = "off|auto|DIR|FILE[:SIZE]", default_value = "off", value_hint = ValueHint::AnyPath)]
     pub spill: OsString,
+    /// Serve figures for Prometheus at http://ADDR:PORT/metrics; port 0 takes a free one, which tmem top shows.
+    ///
+    /// There is no password and no encryption: whoever reaches the address can read the figures and the names of disks. docs/disk.md
+    /// describes the metrics.
+    #[arg(long, value_name = "ADDR:PORT", value_parser = address)]
+    pub metrics: Option<SocketAddr>,
     /// Do not encrypt what is spilled. Otherwise only this tmem can read it, with a key that is nowhere but in its memory.
     #[arg(long)]
     pub spill_plain: bool,

@@ -8,18 +8,20 @@ use std::path::PathBuf;
 
 use common::{can_run, run_tmem};
 use serde_json::Value;
-use tmem_run::{Described, Rates, Report, Snapshot, describe};
+use tmem_run::{Rates, Report, Snapshot};
+use tmem_watch::{Described, describe};
 
 const MARKS: (&str, &str) = ("<!-- figures: begin -->\n", "<!-- figures: end -->\n");
 
 fn all() -> Vec<Described> {
-    let rates = describe(Rates::FIGURES).into_iter();
+    let rates = describe("tmem", Rates::FIGURES).into_iter();
     let rates = rates.map(|rate| Described { path: format!("rates.{}", rate.path), ..rate });
-    describe(Snapshot::FIGURES).into_iter().chain(rates).collect()
+    describe("tmem", Snapshot::FIGURES).into_iter().chain(rates).collect()
 }
 
 fn table() -> String {
-    let at_the_end: BTreeSet<String> = describe(Report::FIGURES).into_iter().map(|figure| figure.path).collect();
+    let at_the_end: BTreeSet<String> =
+        describe("tmem", Report::FIGURES).into_iter().map(|figure| figure.path).collect();
     let mut text = "| field | metric | `--stats` | meaning |\n|---|---|---|---|\n".to_owned();
     for Described { path, metric, meaning, .. } in all() {
         let metric = metric.map(|name| format!("`{name}`")).unwrap_or_default();
@@ -73,7 +75,7 @@ fn stats_has_exactly_what_is_declared() {
     assert_eq!(status, 0, "{err}");
     let mut printed = BTreeSet::new();
     paths(&serde_json::from_str(&out).unwrap(), "", &mut printed);
-    let declared: BTreeSet<_> = describe(Report::FIGURES).into_iter().map(|figure| figure.path).collect();
+    let declared: BTreeSet<_> = describe("tmem", Report::FIGURES).into_iter().map(|figure| figure.path).collect();
     assert_eq!(printed, declared);
 }
 

@@ -2,97 +2,124 @@
 
 use std::sync::atomic::Ordering::Relaxed;
 
-use serde::{Deserialize, Serialize};
 use tmem::{PAGE_SIZE, Store};
+use tmem_watch::figures;
 
 use crate::export::{Export, Hits};
 
-/// What a server says about itself. Counters run from its start.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct Figures {
-    /// What `--ram` says.
-    pub ram_bytes: u64,
-    /// What all of it takes at present: the store, buffers of connections, the program's own.
-    pub used_bytes: u64,
-    /// The most of it that there was, as far as it was looked at.
-    pub used_bytes_peak: u64,
-    /// Bytes of the stored blocks as clients see them.
-    pub stored_bytes: u64,
-    /// What these take packed.
-    pub packed_bytes: u64,
-    /// Stored blocks that are one repeated word.
-    pub same_filled_pages: u64,
-    /// Stored bytes by bytes of RAM that the store takes.
-    pub ratio: f64,
-    /// Bytes that were moved to close holes.
-    pub moved_bytes: u64,
-    /// Blocks that were packed again together with their neighbours.
-    pub regrouped_pages: u64,
-    /// Bytes in the spill file.
-    pub spilled_bytes: u64,
-    /// Bytes that the spill file takes on disk.
-    pub spill_file_bytes: u64,
-    /// What it may grow to; 0 if there is none.
-    pub spill_file_bytes_max: u64,
-    /// Bytes that were written to it.
-    pub spill_written_bytes: u64,
-    /// Packed blocks that were read from it.
-    pub spill_reads: u64,
-    /// Writes to it that failed.
-    pub spill_write_failures: u64,
-    /// Connections at present.
-    pub connections: u64,
-    /// Connections that there have been.
-    pub connections_total: u64,
-    /// Of those, how many ended because what came was no NBD.
-    pub connections_broken: u64,
-    /// Connections that were refused because there were too many.
-    pub connections_refused: u64,
-    /// The disks.
-    pub exports: Vec<ExportFigures>,
+figures! {
+    /// What there is to say about a disk.
+    ExportFigures {
+        name: String, Label, "What clients call it.";
+        size_bytes: u64, Gauge, "Bytes that it seems to have.";
+        read_only: bool, Note, "Clients cannot write to it.";
+        backing: Option<String>, Note, "The file or device that it is a cache of, if it is one.";
+        cache_hits: u64, Counter, "Blocks of such a one that were read and found in RAM.";
+        cache_misses: u64, Counter, "Blocks that had to be read from the backing.";
+        stored_bytes: u64, Gauge, "Bytes of its stored blocks.";
+        packed_bytes: u64, Gauge, "What these take packed.";
+        reads: u64, Counter, "Reads.";
+        read_bytes: u64, Counter, "Bytes that they read.";
+        writes: u64, Counter, "Writes.";
+        written_bytes: u64, Counter, "Bytes that they wrote.";
+        trims: u64, Counter, "Trims and writes of zeroes.";
+        trimmed_bytes: u64, Counter, "Bytes that they named.";
+        failed_reads: u64, Counter, "Reads that failed.";
+        failed_writes: u64, Counter, "Writes that failed for another reason than lack of room.";
+        no_space: u64, Counter, "Commands that were refused for lack of room.";
+        invalid: u64, Counter, "Commands that were refused because they made no sense.";
+    }
 }
 
-/// What there is to say about a disk.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct ExportFigures {
-    /// What clients call it.
-    pub name: String,
-    /// Bytes that it seems to have.
-    pub size_bytes: u64,
-    /// Clients cannot write to it.
-    pub read_only: bool,
-    /// The file or device that it is a cache of, if it is one.
-    pub backing: Option<String>,
-    /// Blocks of such a one that were read and found in RAM.
-    pub cache_hits: u64,
-    /// Blocks that had to be read from the backing.
-    pub cache_misses: u64,
-    /// Bytes of its stored blocks.
-    pub stored_bytes: u64,
-    /// What these take packed.
-    pub packed_bytes: u64,
-    /// Reads.
-    pub reads: u64,
-    /// Bytes that they read.
-    pub read_bytes: u64,
-    /// Writes.
-    pub writes: u64,
-    /// Bytes that they wrote.
-    pub written_bytes: u64,
-    /// Trims and writes of zeroes.
-    pub trims: u64,
-    /// Bytes that they named.
-    pub trimmed_bytes: u64,
-    /// Reads that failed.
-    pub failed_reads: u64,
-    /// Writes that failed for another reason than lack of room.
-    pub failed_writes: u64,
-    /// Commands that were refused for lack of room.
-    pub no_space: u64,
-    /// Commands that were refused because they made no sense.
-    pub invalid: u64,
+figures! {
+    /// What a server says about itself. Counters run from its start.
+    Figures {
+        seconds: f64, Gauge, "Seconds since the start of the server.";
+        ram_bytes: u64, Gauge, "What `--ram` says.";
+        used_bytes: u64, Gauge, "What all of it takes at present: the store, buffers of connections, the program's own.";
+        used_bytes_peak: u64, Gauge, "The most of it that there was, as far as it was looked at.";
+        stored_bytes: u64, Gauge, "Bytes of the stored blocks as clients see them.";
+        packed_bytes: u64, Gauge, "What these take packed.";
+        same_filled_pages: u64, Gauge, "Stored blocks that are one repeated word.";
+        ratio: f64, Gauge, "Stored bytes by bytes of RAM that the store takes.";
+        moved_bytes: u64, Counter, "Bytes that were moved to close holes.";
+        regrouped_pages: u64, Counter, "Blocks that were packed again together with their neighbours.";
+        spilled_bytes: u64, Gauge, "Bytes in the spill file.";
+        spill_file_bytes: u64, Gauge, "Bytes that the spill file takes on disk.";
+        spill_file_bytes_max: u64, Gauge, "What it may grow to; 0 if there is none.";
+        spill_written_bytes: u64, Counter, "Bytes that were written to it.";
+        spill_reads: u64, Counter, "Packed blocks that were read from it.";
+        spill_write_failures: u64, Counter, "Writes to it that failed.";
+        connections: u64, Gauge, "Connections at present.";
+        connections_total: u64, Counter, "Connections that there have been.";
+        connections_broken: u64, Counter, "Of those, how many ended because what came was no NBD.";
+        connections_refused: u64, Counter, "Connections that were refused because there were too many.";
+        exports: Vec<ExportFigures>, List("export", ExportFigures::FIGURES), "The disks.";
+    }
+}
+
+figures! {
+    /// All figures at one moment, for those who look from outside.
+    Snapshot {
+        version: u32, Note, "Version of these figures. Fields may be added without a new one.";
+        pid: i32, Note, "Process number of the server.";
+        address: String, Note, "Where it listens.";
+        metrics: Option<String>, Note, "Where `--metrics` is served.";
+        #[serde(flatten)] figures: Figures, Inline(Figures::FIGURES), "What it says about itself.";
+        watch_answers: u64, Counter, "Live figures given to `tmem top` and over `--metrics`.";
+        watch_stranger: u64, Counter, "Requests for them from another user: not answered.";
+        watch_malformed: u64, Counter, "Requests for them that were malformed, too long or too slow.";
+        watch_busy: u64, Counter, "Requests for them that were dropped for newer ones.";
+    }
+}
+
+figures! {
+    /// What happened between two snapshots, by the second.
+    Rates {
+        seconds: f64, Note, "What the rates are over: seconds between two looks; 0, and so are the rates, if there was one only.";
+        exports: Vec<ExportRates>, List("export", ExportRates::FIGURES), "Of each disk.";
+        spill_written_bytes: f64, Note, "Bytes written to the spill file a second.";
+        spill_reads: f64, Note, "Packed blocks read from it a second.";
+    }
+}
+
+figures! {
+    /// What happened to a disk by the second.
+    ExportRates {
+        reads: f64, Note, "Reads a second.";
+        read_bytes: f64, Note, "Bytes read a second.";
+        writes: f64, Note, "Writes a second.";
+        written_bytes: f64, Note, "Bytes written a second.";
+        cache_hits: f64, Note, "Blocks of a cache that were found in RAM a second.";
+        cache_misses: f64, Note, "Blocks that had to be read from the backing a second.";
+    }
+}
+
+impl Rates {
+    /// What happened from one snapshot of a server to a later one.
+    pub fn between(before: &Snapshot, after: &Snapshot) -> Rates {
+        let (before, after) = (&before.figures, &after.figures);
+        let seconds = after.seconds - before.seconds;
+        // A process number may have gone to another server meanwhile.
+        if seconds.is_nan() || seconds <= 0.0 || before.exports.len() != after.exports.len() {
+            return Rates::default();
+        }
+        let rate = |before: u64, after: u64| after.saturating_sub(before) as f64 / seconds;
+        let export = |(before, after): (&ExportFigures, &ExportFigures)| ExportRates {
+            reads: rate(before.reads, after.reads),
+            read_bytes: rate(before.read_bytes, after.read_bytes),
+            writes: rate(before.writes, after.writes),
+            written_bytes: rate(before.written_bytes, after.written_bytes),
+            cache_hits: rate(before.cache_hits, after.cache_hits),
+            cache_misses: rate(before.cache_misses, after.cache_misses),
+        };
+        Rates {
+            seconds,
+            exports: before.exports.iter().zip(&after.exports).map(export).collect(),
+            spill_written_bytes: rate(before.spill_written_bytes, after.spill_written_bytes),
+            spill_reads: rate(before.spill_reads, after.spill_reads),
+        }
+    }
 }
 
 impl Figures {
@@ -142,5 +169,24 @@ impl ExportFigures {
             no_space: tally.no_space.load(Relaxed),
             invalid: tally.invalid.load(Relaxed),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rates_are_by_the_second_and_never_negative() {
+        let mut before = Snapshot::default();
+        before.figures.exports.push(ExportFigures { reads: 10, writes: 10, ..ExportFigures::default() });
+        let mut after = before.clone();
+        after.figures.seconds = 2.0;
+        (after.figures.exports[0].reads, after.figures.exports[0].writes) = (110, 5);
+        let rates = Rates::between(&before, &after);
+        assert_eq!((rates.seconds, rates.exports[0].reads, rates.exports[0].writes), (2.0, 50.0, 0.0));
+        assert_eq!(Rates::between(&after, &before), Rates::default());
+        after.figures.exports.clear();
+        assert_eq!(Rates::between(&before, &after), Rates::default(), "another server");
     }
 }

@@ -31,10 +31,12 @@ mod stripes;
 pub mod testing;
 mod tls;
 mod upkeep;
+mod watch;
 
 pub use address::Address;
 pub use client::{ask, reset};
 pub use error::Error;
-pub use figures::{ExportFigures, Figures};
+pub use figures::{ExportFigures, ExportRates, Figures, Rates, Snapshot};
 pub use options::{Contents, ExportOptions, Listen, Options};
 pub use server::Server;
+pub use watch::{KIND, PREFIX, snapshot_of};

@@ -1,5 +1,6 @@
 //! What a user may ask of a server.
 
+use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
@@ -55,6 +56,8 @@ pub struct Options {
     pub tls_certificates: Option<PathBuf>,
     /// Where disks come from, if it is there, and where [`Server::save`](crate::Server::save) leaves them.
     pub image: Option<PathBuf>,
+    /// Where metrics are served for Prometheus.
+    pub metrics: Option<SocketAddr>,
     /// Where packed blocks go that RAM has no room for.
     pub spill: Option<tmem::Spill>,
 }

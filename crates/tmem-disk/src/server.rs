@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustls::ServerConfig;
 use tmem::{Config, OpenOptions, Saved, Store};
+use tmem_watch::Doors;
 
 use crate::address::{Address, Listener};
 use crate::connection::{self, CONNECTION_BYTES};
@@ -29,6 +30,7 @@ use crate::stream::{Hurried, Stream};
 use crate::stripes::Stripes;
 use crate::tls::{self, Secured, TLS_BYTES};
 use crate::upkeep;
+use crate::watch::{self, Seen};
 
 /// Connections at a time.
 const CONNECTIONS_MAX: usize = 128;
@@ -52,7 +54,8 @@ struct Counters {
 }
 
 /// What all connections share.
-struct Shared {
+pub struct Shared {
+    started: Instant,
     store: Arc<Store>,
     exports: Vec<Arc<Export>>,
     ram_bytes: u64,
@@ -65,8 +68,10 @@ struct Shared {
     /// What is not for the store, with no connection.
     fixed_bytes: u64,
     open: Mutex<HashMap<u64, Arc<Stream>>>,
-    stopping: AtomicBool,
+    pub stopping: AtomicBool,
     counters: Counters,
+    /// Requests of those who only look.
+    pub watch: tmem_watch::Counters,
 }
 
 /// A server that listens.
@@ -74,6 +79,8 @@ pub struct Server {
     shared: Arc<Shared>,
     listener: Listener,
     image: Option<PathBuf>,
+    /// Until it runs.
+    doors: Option<Doors>,
 }
 
 impl Server {
@@ -117,11 +124,13 @@ impl Server {
         let store = Arc::new(store);
         let export = |options| Export::new(&store, spills, options, saved.pool(&options.name)).map(Arc::new);
         let exports = options.exports.iter().map(export).collect::<Result<Vec<_>, _>>()?;
+        let doors = watch::open(options.metrics)?;
         let listener = Listener::new(options.listen)?;
         if options.for_swap {
             for_swap::lock()?;
         }
         let shared = Shared {
+            started: Instant::now(),
             store,
             exports,
             ram_bytes: options.ram_bytes,
@@ -132,8 +141,9 @@ impl Server {
             open: Mutex::default(),
             stopping: AtomicBool::new(false),
             counters: Counters::default(),
+            watch: tmem_watch::Counters::default(),
         };
-        Ok(Self { shared: Arc::new(shared), listener, image: options.image })
+        Ok(Self { shared: Arc::new(shared), listener, image: options.image, doors: Some(doors) })
     }
 
     /// Where it listens in the end.
@@ -150,8 +160,12 @@ impl Server {
     ///
     /// # Errors
     /// When waiting for clients fails.
-    pub fn run(&self, stop: BorrowedFd<'_>) -> Result<(), Error> {
+    pub fn run(&mut self, stop: BorrowedFd<'_>) -> Result<(), Error> {
         let shared = &self.shared;
+        if let Some(doors) = self.doors.take() {
+            let (address, metrics) = (self.address().to_string(), doors.metrics_address());
+            tmem_watch::start(Seen { shared: Arc::clone(shared), address, metrics }, doors);
+        }
         let upkeep = {
             let shared = Arc::clone(shared);
             let keep_up = move || {
@@ -183,7 +197,7 @@ impl Server {
     /// # Errors
     /// When it cannot be written; then the old one is as it was.
     pub fn save(self) -> Result<Option<Saved>, Error> {
-        let Self { mut shared, listener, image } = self;
+        let Self { mut shared, listener, image, doors: _ } = self;
         drop(listener);
         let Some(path) = image else { return Ok(None) };
         let until = Instant::now() + FAREWELL;
@@ -355,10 +369,12 @@ impl Shared {
         used_bytes
     }
 
-    fn take_figures(&self) -> Figures {
+    /// Figures of this moment.
+    pub fn take_figures(&self) -> Figures {
         let used_bytes = self.used_bytes();
         let connections = self.open().len() as u64;
         Figures {
+            seconds: self.started.elapsed().as_secs_f64(),
             ram_bytes: self.ram_bytes,
             used_bytes,
             used_bytes_peak: self.counters.used_peak.load(Relaxed),

@@ -51,14 +51,6 @@ counters! {
     process_unfit,
     /// Attempts to manage one in which a call failed.
     process_failed,
-    /// Requests for live figures that were answered.
-    watch_answers,
-    /// Those of another user.
-    watch_stranger,
-    /// Those that were malformed, too long or too slow.
-    watch_malformed,
-    /// Those that were dropped for newer ones, or that nobody had time for.
-    watch_busy,
 }
 
 /// Adds to a counter.

@@ -1,12 +1,12 @@
 //! What a supervisor tells: [`Report`] at the end (`--stats`), [`Snapshot`] while it runs (`tmem top`, `--metrics`).
 
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Instant;
 
-use std::sync::atomic::Ordering::Relaxed;
+use tmem_watch::figures;
 
 use crate::agent::InjectError;
 use crate::counters::{Counters, add};
-use crate::figures::figures;
 use crate::shared::Shared;
 use crate::watched::Notes;
 
@@ -159,12 +159,12 @@ impl Report {
         self.on_full_events = c.on_full_events.load(Relaxed);
         self.processes_managed = c.processes_managed.load(Relaxed);
         self.forks_followed = c.forks_followed.load(Relaxed);
-        self.watch_answers = c.watch_answers.load(Relaxed);
+        self.watch_answers = shared.watch.answers.load(Relaxed);
         let stats = shared.store.stats();
         self.pages_recompressed = stats.recompressed;
         self.pages_damaged = stats.corrupt;
         self.spill.count(&stats.spill, shared.spill.notes());
-        self.refused.count(c, &stats);
+        self.refused.count(shared, &stats);
         self.fault_ns = shared.faults.times();
         self.wall_seconds = started.elapsed().as_secs_f64();
         self.supervisor_cpu_seconds = own_cpu_seconds();
@@ -197,7 +197,8 @@ impl SpillFigures {
 }
 
 impl Refused {
-    fn count(&mut self, c: &Counters, stats: &tmem::Stats) {
+    fn count(&mut self, shared: &Shared, stats: &tmem::Stats) {
+        let (c, watch) = (&shared.counters, &shared.watch);
         *self = Refused {
             pages_stuck: c.pages_stuck.load(Relaxed),
             pages_put_back: c.pages_incompressible.load(Relaxed),
@@ -210,9 +211,9 @@ impl Refused {
             process_ptrace: c.process_ptrace.load(Relaxed),
             process_unfit: c.process_unfit.load(Relaxed),
             process_failed: c.process_failed.load(Relaxed),
-            watch_stranger: c.watch_stranger.load(Relaxed),
-            watch_malformed: c.watch_malformed.load(Relaxed),
-            watch_busy: c.watch_busy.load(Relaxed),
+            watch_stranger: watch.stranger.load(Relaxed),
+            watch_malformed: watch.malformed.load(Relaxed),
+            watch_busy: watch.busy.load(Relaxed),
         };
     }
 }

@@ -89,6 +89,8 @@ pub struct Shared {
     pub faults: Histogram,
     /// Where figures are laid for whoever wants to see them.
     pub desk: Desk,
+    /// Requests for live figures.
+    pub watch: tmem_watch::Counters,
     /// Set when the supervisor ends.
     pub stopping: AtomicBool,
     /// Workers take this for reading while they evict; detaching takes it for writing.
@@ -154,6 +156,7 @@ impl Shared {
             account: Account::default(),
             faults: Histogram::default(),
             desk: Desk::default(),
+            watch: tmem_watch::Counters::default(),
             stopping: AtomicBool::new(false),
             gate: RwLock::new(()),
             own: AtomicU64::new(0),

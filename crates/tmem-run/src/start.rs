@@ -16,7 +16,7 @@ use crate::spill::SpillFile;
 use crate::supervisor::{Outcome, Supervisor};
 use crate::sys;
 use crate::tree::{Root, Tree};
-use crate::watch::Doors;
+use crate::watch;
 
 /// Runs `command` and everything it starts in `options.ram_bytes` of memory; returns when all of it has ended.
 ///
@@ -28,7 +28,7 @@ pub fn run(command: &[OsString], options: &Options) -> Result<Outcome, Error> {
     let Some((program, args)) = command.split_first() else { return Err(Error::own("no command was given")) };
     // SAFETY: plain system call; orphans of the tree become our children instead of init's.
     unsafe { libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) };
-    let doors = Doors::open(options.metrics)?;
+    let doors = watch::open(options.metrics)?;
     let guard = Guard::start().map_err(|e| Error::own(format!("the guard process cannot be started: {e}")))?;
     let signals = Signals::open().map_err(|e| Error::own(format!("signalfd: {e}")))?;
     let child = match Command::new(program).args(args).spawn_unwaited(&guard) {
@@ -60,7 +60,7 @@ pub fn attach(pid: u32, options: &Options) -> Result<Outcome, Error> {
     let pid = pid as i32;
     check_target(pid)?;
     let spill = SpillFile::prepare(options)?;
-    let doors = Doors::open(options.metrics)?;
+    let doors = watch::open(options.metrics)?;
     let guard = Guard::start().map_err(|e| Error::own(format!("the guard process cannot be started: {e}")))?;
     let signals = Signals::open().map_err(|e| Error::own(format!("signalfd: {e}")))?;
     let mut supervisor =

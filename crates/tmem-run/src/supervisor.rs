@@ -9,6 +9,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
+use tmem_watch::Doors;
+
 use crate::agent::{Agent, InjectError};
 use crate::control::Control;
 use crate::error::Error;
@@ -27,7 +29,7 @@ use crate::spill::SpillFile;
 use crate::sys;
 use crate::throttle::Throttle;
 use crate::tree::{Process, Tree};
-use crate::watch::{self, Doors, Identity};
+use crate::watch::{self, Identity};
 use crate::workers;
 
 /// How the supervised program ended.

@@ -6,7 +6,6 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::FileExt;
-use std::os::unix::net::UnixStream;
 
 /// Bytes of a page.
 pub const PAGE: u64 = 4096;
@@ -485,35 +484,4 @@ pub fn receive_packet(socket: &OwnedFd, out: &mut [u8]) -> Result<(usize, Option
             }
         }
     }
-}
-
-/// Who is at the other end of a socket, as of when it connected or began to listen.
-pub fn peer(stream: &UnixStream) -> Option<libc::ucred> {
-    let mut peer = libc::ucred { pid: 0, uid: u32::MAX, gid: 0 };
-    let mut bytes = size_of::<libc::ucred>() as libc::socklen_t;
-    let at = (&raw mut peer).cast();
-    // SAFETY: `peer` and `bytes` are live locals of the size stated.
-    let r = unsafe { libc::getsockopt(stream.as_raw_fd(), libc::SOL_SOCKET, libc::SO_PEERCRED, at, &mut bytes) };
-    (r == 0).then_some(peer)
-}
-
-/// Connects to an abstract name without waiting: one whose queue is full does not answer (EAGAIN). What is read and written does
-/// not wait either.
-pub fn connect_abstract(name: &[u8]) -> Result<UnixStream, Errno> {
-    let flags = libc::SOCK_STREAM | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
-    // SAFETY: plain system call without pointers.
-    let fd = check(unsafe { libc::socket(libc::AF_UNIX, flags, 0) }.into())?;
-    // SAFETY: the kernel just gave us this descriptor.
-    let socket = unsafe { OwnedFd::from_raw_fd(fd as i32) };
-    let mut address = libc::sockaddr_un { sun_family: libc::AF_UNIX as u16, sun_path: [0; 108] };
-    if name.len() >= address.sun_path.len() {
-        return Err(Errno(libc::EINVAL));
-    }
-    // The zero byte in front makes it abstract.
-    address.sun_path[1..].iter_mut().zip(name).for_each(|(to, &from)| *to = from as libc::c_char);
-    let bytes = std::mem::offset_of!(libc::sockaddr_un, sun_path) + 1 + name.len();
-    // SAFETY: `address` is a live local, and `bytes` no more than it has.
-    let r = unsafe { libc::connect(socket.as_raw_fd(), (&raw const address).cast(), bytes as libc::socklen_t) };
-    check(r.into())?;
-    Ok(socket.into())
 }

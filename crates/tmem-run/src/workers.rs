@@ -13,7 +13,6 @@ use crate::evict::Evictor;
 use crate::fault::Scratch;
 use crate::shared::Shared;
 use crate::space::Space;
-use crate::watch;
 
 /// Starts all threads. They end when `shared.stopping` is set.
 pub fn start(shared: &Arc<Shared>) {
@@ -22,7 +21,7 @@ pub fn start(shared: &Arc<Shared>) {
     let default = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |info| {
         default(info);
-        if thread::current().name() != Some(watch::THREAD) {
+        if thread::current().name() != Some(tmem_watch::THREAD) {
             std::process::abort();
         }
     }));

@@ -3,14 +3,13 @@
 mod rows;
 mod screen;
 
-use std::collections::HashMap;
 use std::io::{self, IsTerminal, Write};
 use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
 use serde::Serialize;
-use tmem_run::{Neighbours, Rates, Seen, Snapshot};
+use tmem_watch::{Answer, Answers};
 
 use crate::flags::TopArgs;
 
@@ -25,9 +24,9 @@ const ONCE: Duration = Duration::from_millis(200);
 pub fn top(args: &TopArgs) -> anyhow::Result<()> {
     if args.once {
         let mut view = View::default();
-        view.update(tmem_run::look());
+        view.update(look());
         thread::sleep(ONCE);
-        view.update(tmem_run::look());
+        view.update(look());
         return print(&view, args.json);
     }
     if !io::stdout().is_terminal() || !io::stdin().is_terminal() {
@@ -36,17 +35,24 @@ pub fn top(args: &TopArgs) -> anyhow::Result<()> {
     screen::run(args.interval).context("tmem top")
 }
 
-/// A supervisor with what happened since it was looked at before.
+/// A process with what happened since it was looked at before.
 #[derive(Serialize)]
-struct Watched {
+struct Watched<S, R> {
     #[serde(flatten)]
-    snapshot: Snapshot,
-    rates: Rates,
+    snapshot: S,
+    rates: R,
 }
 
-/// A supervisor that gave no figures.
+/// `tmem run` or `tmem attach`.
+type Supervisor = Watched<tmem_run::Snapshot, tmem_run::Rates>;
+/// `tmem disk`.
+type Disk = Watched<tmem_disk::Snapshot, tmem_disk::Rates>;
+
+/// A process that gave no figures.
 #[derive(Serialize)]
 struct Silent {
+    #[serde(skip)]
+    kind: &'static str,
     pid: i32,
     why: String,
 }
@@ -54,31 +60,49 @@ struct Silent {
 /// What is shown.
 #[derive(Default, Serialize)]
 struct View {
-    supervisors: Vec<Watched>,
+    supervisors: Vec<Supervisor>,
+    disks: Vec<Disk>,
     silent: Vec<Silent>,
-    /// Supervisors of other users, which are not shown.
+    /// Processes of other users, which are not shown.
     others: usize,
+}
+
+/// Asks whom there is to ask.
+fn look() -> Answers {
+    tmem_watch::ask_all(&[tmem_run::KIND, tmem_disk::KIND])
 }
 
 impl View {
     /// Takes over what was seen now.
-    fn update(&mut self, seen: Neighbours) {
-        let before: HashMap<i32, Snapshot> =
-            self.supervisors.drain(..).map(|watched| (watched.snapshot.pid, watched.snapshot)).collect();
-        *self = View { others: seen.others, ..View::default() };
-        for Seen { pid, answer } in seen.ours {
-            match answer {
-                Ok(snapshot) => {
-                    let rates = before.get(&pid).map(|before| Rates::between(before, &snapshot)).unwrap_or_default();
-                    self.supervisors.push(Watched { snapshot, rates });
+    fn update(&mut self, seen: Answers) {
+        let before = std::mem::take(self);
+        self.others = seen.others;
+        for Answer { kind, pid, figures } in seen.ours {
+            let taken = figures.and_then(|figures| {
+                match kind {
+                    tmem_disk::KIND => {
+                        let snapshot = tmem_disk::snapshot_of(figures)?;
+                        let before = before.disks.iter().find(|disk| disk.snapshot.pid == pid);
+                        let rates = before.map(|before| tmem_disk::Rates::between(&before.snapshot, &snapshot));
+                        self.disks.push(Watched { snapshot, rates: rates.unwrap_or_default() });
+                    }
+                    _ => {
+                        let snapshot = tmem_run::snapshot_of(figures)?;
+                        let before = before.supervisors.iter().find(|one| one.snapshot.pid == pid);
+                        let rates = before.map(|before| tmem_run::Rates::between(&before.snapshot, &snapshot));
+                        self.supervisors.push(Watched { snapshot, rates: rates.unwrap_or_default() });
+                    }
                 }
-                Err(why) => self.silent.push(Silent { pid, why }),
+                Ok(())
+            });
+            if let Err(why) = taken {
+                self.silent.push(Silent { kind, pid, why });
             }
         }
     }
 
     fn is_empty(&self) -> bool {
-        self.supervisors.is_empty() && self.silent.is_empty()
+        self.supervisors.is_empty() && self.disks.is_empty() && self.silent.is_empty()
     }
 
     /// What to do where there is nothing to see.
@@ -110,21 +134,31 @@ fn print(view: &View, json: bool) -> anyhow::Result<()> {
 mod tests {
     use super::*;
 
-    fn seen(pid: i32, wall_seconds: f64, evicted: u64) -> Seen {
-        let mut snapshot = Snapshot { pid, program: pid + 1, ..Snapshot::default() };
-        (snapshot.report.wall_seconds, snapshot.report.pages_evicted) = (wall_seconds, evicted);
-        Seen { pid, answer: Ok(snapshot) }
+    fn seen(pid: i32, wall_seconds: f64, evicted: u64) -> Answer {
+        let figures = serde_json::json!({
+            "pid": pid, "program": pid + 1, "wall_seconds": wall_seconds, "pages_evicted": evicted
+        });
+        Answer { kind: tmem_run::KIND, pid, figures: Ok(figures) }
     }
 
     #[test]
     fn rates_are_of_the_same_supervisor() {
         let mut view = View::default();
-        view.update(Neighbours { ours: vec![seen(1, 1.0, 10), seen(5, 1.0, 10)], others: 0 });
+        view.update(Answers { ours: vec![seen(1, 1.0, 10), seen(5, 1.0, 10)], others: 0 });
         assert!(view.supervisors.iter().all(|watched| watched.rates.seconds == 0.0));
-        view.update(Neighbours { ours: vec![seen(5, 2.0, 30), seen(9, 2.0, 30)], others: 2 });
+        view.update(Answers { ours: vec![seen(5, 2.0, 30), seen(9, 2.0, 30)], others: 2 });
         let rates: Vec<_> = view.supervisors.iter().map(|w| (w.snapshot.pid, w.rates.pages_evicted)).collect();
         assert_eq!(rates, [(5, 20.0), (9, 0.0)]);
-        view.update(Neighbours { ours: vec![], others: 2 });
+        let disk = |seconds: f64, reads: u64| {
+            let figures = serde_json::json!({"pid": 5, "seconds": seconds, "exports": [{"reads": reads}]});
+            Answer { kind: tmem_disk::KIND, pid: 5, figures: Ok(figures) }
+        };
+        let broken = Answer { kind: tmem_disk::KIND, pid: 6, figures: Ok(serde_json::json!({"seconds": "x"})) };
+        view.update(Answers { ours: vec![disk(1.0, 7), broken], others: 0 });
+        assert_eq!((view.supervisors.len(), view.disks.len(), view.silent.len()), (0, 1, 1));
+        view.update(Answers { ours: vec![disk(3.0, 107)], others: 0 });
+        assert_eq!(view.disks[0].rates.exports[0].reads, 50.0);
+        view.update(Answers { ours: vec![], others: 2 });
         assert!(view.is_empty() && view.advice().contains("2 of other users"));
     }
 }

@@ -1,8 +1,9 @@
 //! The rows of `tmem top`, the same for the terminal and for `--once`.
 
+use tmem_disk::ExportRates;
 use tmem_run::{ProcessFigures, Snapshot, SpillFigures};
 
-use super::{Silent, View, Watched};
+use super::{Disk, Silent, Supervisor, View, Watched};
 
 /// A column.
 pub struct Column {
@@ -16,8 +17,8 @@ const fn column(title: &'static str, width: usize, rank: u8) -> Column {
     Column { title, width, rank }
 }
 
-/// The first two are written from the left, the others to the right.
-pub const COLUMNS: [Column; 14] = [
+/// What there is to say about supervisors and their processes. The first two are written from the left, the others to the right.
+pub const SUPERVISORS: &[Column] = &[
     column("PID", 9, 0),
     column("PROGRAM", 15, 0),
     column("RESIDENT", 8, 0),
@@ -34,17 +35,36 @@ pub const COLUMNS: [Column; 14] = [
     column("READ/s", 8, 5),
 ];
 
+/// The same about servers of disks and their disks.
+pub const DISKS: &[Column] = &[
+    column("PID", 9, 0),
+    column("DISK", 15, 0),
+    column("IN USE", 8, 0),
+    column("STORED", 8, 1),
+    column("PACKED", 8, 3),
+    column("SPILLED", 8, 5),
+    column("RATIO", 5, 4),
+    column("CLIENTS", 7, 6),
+    column("HIT %", 7, 7),
+    column("READS/s", 7, 2),
+    column("WRITES/s", 8, 2),
+    column("READ/s", 8, 4),
+    column("WRITE/s", 8, 4),
+];
+
 /// What a row is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Level {
-    /// A supervisor and its whole tree.
-    Supervisor,
+    /// A supervisor and its whole tree, or a server and all of its disks.
+    Whole,
     /// The same, over its budget.
     Over,
-    /// One process.
-    Process,
+    /// One process, or one disk.
+    Part,
     /// A remark.
     Remark,
+    /// Titles of columns.
+    Title,
 }
 
 /// A line of the table; short ones end early, and the last cell of a remark may be as long as it likes.
@@ -53,20 +73,43 @@ pub struct Row {
     pub cells: Vec<String>,
 }
 
-/// All rows.
-pub fn rows(view: &View) -> Vec<Row> {
-    let mut rows = Vec::new();
-    for watched in &view.supervisors {
-        rows.push(supervisor(watched));
-        rows.extend(watched.snapshot.processes.iter().flat_map(process));
-        rows.extend(unseen(&watched.snapshot));
-        rows.extend(put_off(&watched.snapshot.report.spill));
-    }
-    rows.extend(view.silent.iter().map(|Silent { pid, why }| remark(&pid.to_string(), why)));
-    rows
+/// What there is to say about things of one kind.
+pub struct Table {
+    pub columns: &'static [Column],
+    pub rows: Vec<Row>,
 }
 
-fn supervisor(Watched { snapshot, rates }: &Watched) -> Row {
+/// A table for each kind of which there is something.
+pub fn tables(view: &View) -> Vec<Table> {
+    let mut supervisors = Vec::new();
+    for watched in &view.supervisors {
+        supervisors.push(supervisor(watched));
+        supervisors.extend(watched.snapshot.processes.iter().flat_map(process));
+        supervisors.extend(unseen(&watched.snapshot));
+        supervisors.extend(put_off(&watched.snapshot.report.spill));
+    }
+    let mut disks: Vec<Row> = view.disks.iter().flat_map(disk).collect();
+    for Silent { kind, pid, why } in &view.silent {
+        let rows = if *kind == tmem_disk::KIND { &mut disks } else { &mut supervisors };
+        rows.push(remark(&pid.to_string(), why));
+    }
+    let tables = [Table { columns: SUPERVISORS, rows: supervisors }, Table { columns: DISKS, rows: disks }];
+    tables.into_iter().filter(|table| !table.rows.is_empty()).collect()
+}
+
+impl Table {
+    /// The titles of its columns.
+    pub fn titles(&self) -> Row {
+        let cells = self.columns.iter().map(|column| column.title.to_owned()).collect();
+        Row { level: Level::Title, cells }
+    }
+}
+
+fn shown_ratio(ratio: f64) -> String {
+    if ratio > 0.0 { format!("{ratio:.2}") } else { "-".to_owned() }
+}
+
+fn supervisor(Watched { snapshot, rates }: &Supervisor) -> Row {
     let (now, report) = (&snapshot.now, &snapshot.report);
     let over = now.ram_bytes > report.ram_limit_bytes + (1 << 20);
     let cells = vec![
@@ -76,7 +119,7 @@ fn supervisor(Watched { snapshot, rates }: &Watched) -> Row {
         bytes(now.stored_bytes as f64),
         bytes(now.packed_bytes as f64),
         bytes(now.spilled_bytes as f64),
-        if now.ratio > 0.0 { format!("{:.2}", now.ratio) } else { "-".to_owned() },
+        shown_ratio(now.ratio),
         format!("{:.0}", rates.faults),
         time(report.fault_ns.p50),
         time(report.fault_ns.p90),
@@ -85,14 +128,59 @@ fn supervisor(Watched { snapshot, rates }: &Watched) -> Row {
         bytes(rates.spill_written_bytes),
         bytes(rates.spill_read_bytes),
     ];
-    Row { level: if over { Level::Over } else { Level::Supervisor }, cells }
+    Row { level: if over { Level::Over } else { Level::Whole }, cells }
+}
+
+fn disk(Watched { snapshot, rates }: &Disk) -> Vec<Row> {
+    let figures = &snapshot.figures;
+    let sum = |of: fn(&ExportRates) -> f64| rates.exports.iter().map(of).sum::<f64>();
+    let cells = vec![
+        snapshot.pid.to_string(),
+        snapshot.address.clone(),
+        bytes(figures.used_bytes as f64),
+        bytes(figures.stored_bytes as f64),
+        bytes(figures.packed_bytes as f64),
+        bytes(figures.spilled_bytes as f64),
+        shown_ratio(figures.ratio),
+        figures.connections.to_string(),
+        String::new(),
+        format!("{:.0}", sum(|rates| rates.reads)),
+        format!("{:.0}", sum(|rates| rates.writes)),
+        bytes(sum(|rates| rates.read_bytes)),
+        bytes(sum(|rates| rates.written_bytes)),
+    ];
+    let level = if figures.used_bytes > figures.ram_bytes { Level::Over } else { Level::Whole };
+    let mut rows = vec![Row { level, cells }];
+    for (at, export) in figures.exports.iter().enumerate() {
+        let rates = rates.exports.get(at).cloned().unwrap_or_default();
+        let looked_up = rates.cache_hits + rates.cache_misses;
+        let hits = if looked_up > 0.0 { format!("{:.1}", 100.0 * rates.cache_hits / looked_up) } else { String::new() };
+        let name = if export.name.is_empty() { "(first)" } else { &export.name };
+        let cells = vec![
+            String::new(),
+            format!("  {name}"),
+            String::new(),
+            bytes(export.stored_bytes as f64),
+            bytes(export.packed_bytes as f64),
+            String::new(),
+            String::new(),
+            String::new(),
+            hits,
+            format!("{:.0}", rates.reads),
+            format!("{:.0}", rates.writes),
+            bytes(rates.read_bytes),
+            bytes(rates.written_bytes),
+        ];
+        rows.push(Row { level: Level::Part, cells });
+    }
+    rows
 }
 
 fn process(process: &ProcessFigures) -> Vec<Row> {
     let mut cells = vec![format!("  {}", process.pid), process.name.clone(), bytes(process.resident_bytes as f64)];
     // Where each packed page lies is not known by process.
     cells.extend(process.managed.then(|| bytes(process.stored_bytes as f64)));
-    let mut rows = vec![Row { level: Level::Process, cells }];
+    let mut rows = vec![Row { level: Level::Part, cells }];
     rows.extend(process.refused.as_ref().map(|why| remark("", &format!("not managed: {why}"))));
     rows
 }
@@ -116,23 +204,28 @@ fn remark(pid: &str, text: &str) -> Row {
     Row { level: Level::Remark, cells: vec![pid.to_owned(), text.to_owned()] }
 }
 
-/// The table as text.
+/// The tables as text.
 pub fn plain(view: &View) -> String {
-    let mut text = line(COLUMNS.iter().map(|column| column.title.to_owned()).zip(0..));
-    for row in rows(view) {
-        text += &line(row.cells.into_iter().zip(0..));
+    let mut text = String::new();
+    for table in tables(view) {
+        let all = (0..table.columns.len()).collect::<Vec<_>>();
+        for row in [&table.titles()].into_iter().chain(&table.rows) {
+            text += line(row, table.columns, &all).trim_end();
+            text.push('\n');
+        }
     }
     text
 }
 
-fn line(cells: impl Iterator<Item = (String, usize)>) -> String {
-    let cells: Vec<_> = cells.map(|(text, at)| aligned(&text, at)).collect();
-    format!("{}\n", cells.join(" ").trim_end())
+/// Those cells of a row that are shown.
+pub fn line(row: &Row, columns: &[Column], shown: &[usize]) -> String {
+    let cells = shown.iter().filter_map(|&at| row.cells.get(at).map(|cell| aligned(cell, at, columns)));
+    cells.collect::<Vec<_>>().join(" ")
 }
 
 /// A cell as wide as its column at least.
-pub fn aligned(text: &str, at: usize) -> String {
-    let width = COLUMNS[at].width;
+fn aligned(text: &str, at: usize, columns: &[Column]) -> String {
+    let width = columns[at].width;
     if at < 2 { format!("{text:<width$}") } else { format!("{text:>width$}") }
 }
 
@@ -164,6 +257,7 @@ fn time(ns: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use tmem_disk::{ExportFigures, Figures};
     use tmem_run::Rates;
 
     #[test]
@@ -193,8 +287,8 @@ mod tests {
         snapshot.report.fault_ns.p50 = 12_345;
         snapshot.report.spill = SpillFigures { writes_per_day: 20 << 30, writes_put_off: 3, ..SpillFigures::default() };
         let watched = Watched { snapshot, rates: Rates { faults: 100.4, ..Rates::default() } };
-        let silent = vec![Silent { pid: 7, why: "it does not answer".to_owned() }];
-        let text = plain(&View { supervisors: vec![watched], silent, others: 0 });
+        let silent = vec![Silent { kind: tmem_run::KIND, pid: 7, why: "it does not answer".to_owned() }];
+        let text = plain(&View { supervisors: vec![watched], silent, ..View::default() });
         let lines: Vec<&str> = text.lines().collect();
         assert_eq!(lines.len(), 6, "{text}");
         assert!(lines[0].starts_with("PID       PROGRAM         RESIDENT") && lines[0].ends_with("READ/s"));
@@ -204,5 +298,24 @@ mod tests {
         assert!(lines[3].ends_with("not managed: ptrace is refused"));
         assert!(lines[4].ends_with(" nothing is spilled for now: its 20.0 GiB a day are written"));
         assert_eq!(lines[5], "7         it does not answer");
+    }
+
+    #[test]
+    fn disks_have_a_table_of_their_own() {
+        let export =
+            |name: &str| ExportFigures { name: name.to_owned(), stored_bytes: 5 << 20, ..ExportFigures::default() };
+        let figures = Figures { connections: 3, exports: vec![export(""), export("b")], ..Figures::default() };
+        let snapshot = tmem_disk::Snapshot { pid: 8, address: "unix:/x".to_owned(), figures, ..Default::default() };
+        let rates = |reads| ExportRates { reads, cache_hits: 3.0, cache_misses: 1.0, ..ExportRates::default() };
+        let rates = tmem_disk::Rates { exports: vec![rates(10.0), rates(5.4)], ..tmem_disk::Rates::default() };
+        let silent = vec![Silent { kind: tmem_disk::KIND, pid: 9, why: "it does not answer".to_owned() }];
+        let text = plain(&View { disks: vec![Watched { snapshot, rates }], silent, ..View::default() });
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(lines.len(), 5, "{text}");
+        assert!(lines[0].starts_with("PID       DISK "), "{text}");
+        assert!(lines[1].starts_with("8         unix:/x ") && lines[1].contains(" 15 "), "{text}");
+        assert!(lines[2].contains("  (first) ") && lines[2].contains("75.0"), "{text}");
+        assert!(lines[3].contains("  b ") && lines[3].contains("5.0 MiB"), "{text}");
+        assert_eq!(lines[4], "9         it does not answer");
     }
 }

@@ -11,8 +11,8 @@ use ratatui::text::Line;
 use ratatui::widgets::Paragraph;
 use ratatui::{DefaultTerminal, Frame};
 
-use super::View;
-use super::rows::{self, COLUMNS, Level, Row};
+use super::rows::{self, Column, Level};
+use super::{View, Watched};
 
 /// How often to look whether a signal arrived.
 const LOOK: Duration = Duration::from_millis(100);
@@ -56,7 +56,7 @@ fn watch(mut terminal: DefaultTerminal, interval: Duration) -> io::Result<()> {
     let mut next = Instant::now();
     while !ENDED.load(Relaxed) {
         if Instant::now() >= next {
-            screen.view.update(tmem_run::look());
+            screen.view.update(super::look());
             next = Instant::now() + interval;
         }
         terminal.draw(|frame| screen.draw(frame))?;
@@ -107,9 +107,8 @@ struct Screen {
 
 impl Screen {
     fn draw(&mut self, frame: &mut Frame<'_>) {
-        let [head, titles, body, foot] =
-            Layout::vertical([Constraint::Length(1), Constraint::Length(1), Constraint::Min(0), Constraint::Length(1)])
-                .areas(frame.area());
+        let [head, body, foot] =
+            Layout::vertical([Constraint::Length(1), Constraint::Min(0), Constraint::Length(1)]).areas(frame.area());
         frame.render_widget(Line::from(self.summary()).style(Modifier::BOLD), head);
         let keys = format!("q ends, arrows scroll; every {} s", self.interval.as_secs_f64());
         frame.render_widget(Line::from(keys).style(Modifier::DIM), foot);
@@ -117,58 +116,68 @@ impl Screen {
             frame.render_widget(Paragraph::new(self.view.advice()).wrap(ratatui::widgets::Wrap { trim: true }), body);
             return;
         }
-        let shown = columns_for(titles.width.into());
-        let names = COLUMNS.iter().map(|column| column.title.to_owned()).collect();
-        let line = text(&Row { level: Level::Remark, cells: names }, &shown);
-        frame.render_widget(Line::from(line).style(Modifier::REVERSED), titles);
-        self.draw_rows(frame, body, &shown);
+        self.draw_tables(frame, body);
     }
 
-    fn draw_rows(&mut self, frame: &mut Frame<'_>, body: Rect, shown: &[usize]) {
-        let rows = rows::rows(&self.view);
-        self.top = self.top.min(rows.len().saturating_sub(body.height.into()));
-        let visible = rows.iter().skip(self.top).take(body.height.into());
-        let lines: Vec<_> = visible.map(|row| Line::from(text(row, shown)).style(self.style(row.level))).collect();
-        frame.render_widget(Paragraph::new(lines), body);
+    fn draw_tables(&mut self, frame: &mut Frame<'_>, body: Rect) {
+        let mut lines = Vec::new();
+        for table in rows::tables(&self.view) {
+            let shown = columns_for(table.columns, body.width.into());
+            for row in [&table.titles()].into_iter().chain(&table.rows) {
+                let mut text = rows::line(row, table.columns, &shown);
+                if row.level == Level::Title {
+                    text = format!("{text:<width$}", width = body.width.into());
+                }
+                lines.push(Line::from(text).style(self.style(row.level)));
+            }
+        }
+        self.top = self.top.min(lines.len().saturating_sub(body.height.into()));
+        let visible: Vec<_> = lines.into_iter().skip(self.top).take(body.height.into()).collect();
+        frame.render_widget(Paragraph::new(visible), body);
     }
 
     fn style(&self, level: Level) -> Style {
         let (modifier, colour) = match level {
-            Level::Supervisor => (Modifier::BOLD, Color::Green),
+            Level::Whole => (Modifier::BOLD, Color::Green),
             Level::Over => (Modifier::BOLD, Color::Red),
-            Level::Process => (Modifier::empty(), Color::Reset),
+            Level::Part => (Modifier::empty(), Color::Reset),
             Level::Remark => (Modifier::empty(), Color::Yellow),
+            Level::Title => (Modifier::REVERSED, Color::Reset),
         };
         let style = Style::new().add_modifier(modifier);
         if self.colour { style.fg(colour) } else { style }
     }
 
     fn summary(&self) -> String {
-        let sum = |of: fn(&super::Watched) -> u64| self.view.supervisors.iter().map(of).sum::<u64>();
-        let (now, limit) = (sum(|w| w.snapshot.now.ram_bytes), sum(|w| w.snapshot.report.ram_limit_bytes));
-        let count = self.view.supervisors.len();
+        let runs = self
+            .view
+            .supervisors
+            .iter()
+            .map(|Watched { snapshot, .. }| (snapshot.now.ram_bytes, snapshot.report.ram_limit_bytes));
+        let disks = self
+            .view
+            .disks
+            .iter()
+            .map(|Watched { snapshot, .. }| (snapshot.figures.used_bytes, snapshot.figures.ram_bytes));
+        let all: Vec<(u64, u64)> = runs.chain(disks).collect();
+        let (now, limit) = all.iter().fold((0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1));
         let others =
             if self.view.others > 0 { format!(", {} of other users", self.view.others) } else { String::new() };
-        let (now, limit) = (rows::bytes(now as f64), rows::bytes(limit as f64));
+        let (count, now, limit) = (all.len(), rows::bytes(now as f64), rows::bytes(limit as f64));
         format!("tmem top: {count} running{others}; {now} of {limit} in use")
     }
 }
 
 /// The columns that fit so many characters.
-fn columns_for(width: usize) -> Vec<usize> {
-    let mut shown: Vec<usize> = (0..COLUMNS.len()).collect();
-    let needs = |shown: &[usize]| shown.iter().map(|&at| COLUMNS[at].width + 1).sum::<usize>() - 1;
+fn columns_for(columns: &[Column], width: usize) -> Vec<usize> {
+    let mut shown: Vec<usize> = (0..columns.len()).collect();
+    let needs = |shown: &[usize]| shown.iter().map(|&at| columns[at].width + 1).sum::<usize>() - 1;
     while needs(&shown) > width {
-        let worst = shown.iter().copied().max_by_key(|&at| COLUMNS[at].rank).filter(|&at| COLUMNS[at].rank > 0);
+        let worst = shown.iter().copied().max_by_key(|&at| columns[at].rank).filter(|&at| columns[at].rank > 0);
         let Some(worst) = worst else { break };
         shown.retain(|&at| at != worst);
     }
     shown
-}
-
-fn text(row: &Row, shown: &[usize]) -> String {
-    let cells = shown.iter().filter_map(|&at| row.cells.get(at).map(|cell| rows::aligned(cell, at)));
-    cells.collect::<Vec<_>>().join(" ")
 }
 
 #[cfg(test)]
@@ -176,10 +185,13 @@ mod tests {
     use super::*;
     use ratatui::Terminal;
     use ratatui::backend::TestBackend;
-    use tmem_run::{Neighbours, Seen, Snapshot};
+    use serde_json::json;
+    use tmem_watch::{Answer, Answers};
+
+    use super::super::rows::SUPERVISORS;
 
     fn drawn(view: View, width: u16) -> String {
-        let mut terminal = Terminal::new(TestBackend::new(width, 6)).unwrap();
+        let mut terminal = Terminal::new(TestBackend::new(width, 8)).unwrap();
         let mut screen = Screen { view, interval: Duration::from_secs(1), top: 99, colour: true };
         terminal.draw(|frame| screen.draw(frame)).unwrap();
         terminal.backend().to_string()
@@ -187,8 +199,9 @@ mod tests {
 
     #[test]
     fn columns_go_by_rank_where_there_is_no_room() {
-        assert_eq!(columns_for(200).len(), COLUMNS.len());
-        let titles = |width| columns_for(width).into_iter().map(|at| COLUMNS[at].title).collect::<Vec<_>>();
+        assert_eq!(columns_for(SUPERVISORS, 200).len(), SUPERVISORS.len());
+        let titles =
+            |width| columns_for(SUPERVISORS, width).into_iter().map(|at| SUPERVISORS[at].title).collect::<Vec<_>>();
         let narrow = titles(80);
         assert!(narrow.contains(&"SPILLED") && narrow.contains(&"FAULT/s") && !narrow.contains(&"P90"), "{narrow:?}");
         assert_eq!(titles(1), ["PID", "PROGRAM", "RESIDENT"]);
@@ -200,10 +213,15 @@ mod tests {
             let mut view = View::default();
             let text = drawn(View::default(), width);
             assert!(width < 80 || text.contains("tmem run --ram 1G"), "{text}");
-            let snapshot = Snapshot { pid: 4711, command: "sort".to_owned(), ..Snapshot::default() };
-            view.update(Neighbours { ours: vec![Seen { pid: 4711, answer: Ok(snapshot) }], others: 1 });
+            let answer = |kind, pid, figures| Answer { kind, pid, figures: Ok(figures) };
+            let run = answer(tmem_run::KIND, 4711, json!({"pid": 4711, "command": "sort"}));
+            let disk = answer(tmem_disk::KIND, 4712, json!({"pid": 4712, "exports": [{"name": "scratch"}]}));
+            view.update(Answers { ours: vec![run, disk], others: 1 });
             let text = drawn(view, width);
-            assert!(width < 80 || (text.contains("4711") && text.contains("1 of other users")), "{text}");
+            assert!(
+                width < 80 || ["4711", "4712", "scratch", "1 of other users"].iter().all(|t| text.contains(t)),
+                "{text}"
+            );
         }
     }
 }

@@ -1,27 +1,81 @@
-//! Seeing a supervisor from outside while it runs: `tmem top` over its control socket, Prometheus over `--metrics`.
+//! Seeing a supervisor from outside while it runs (`tmem-watch`): what it says.
 //!
-//! One thread of its own, at ordinary priority, answers all requests; no fault ever waits for it. It asks the main thread
-//! for a [`Snapshot`], which costs nothing while nobody asks. Whatever a visitor does, it takes bounded memory and
-//! time, and a defect in here must not harm the program: this thread may panic, unlike the others.
+//! The thread that answers is at ordinary priority; no fault ever waits for it. It asks the main thread for a [`Snapshot`], which costs
+//! nothing while nobody asks.
 
-mod client;
-pub mod http;
-pub mod protocol;
-mod server;
+mod rates;
 mod snapshot;
 
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::sync::{Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
-pub use client::{Neighbours, Rates, Seen, look};
-pub use server::{Doors, start};
+use serde_json::Value;
+use tmem_watch::{Counters, Doors, Figure, Source, harmless};
+
+pub use rates::Rates;
 pub use snapshot::{Identity, take};
 
+use crate::error::Error;
+use crate::proc;
 use crate::report::Snapshot;
+use crate::shared::Shared;
 
-/// The name of the thread.
-pub const THREAD: &str = "tmem-watch";
+/// By what supervisors are found.
+pub const KIND: &str = "supervisor";
+/// How long the main thread may take for a snapshot; it looks every 50 ms at least.
+const PATIENCE: Duration = Duration::from_millis(400);
+
+/// Opens the doors of this process, before it starts a program. From then on it is known as a supervisor.
+///
+/// # Errors
+/// When a name or address cannot be had.
+pub fn open(metrics: Option<SocketAddr>) -> Result<Doors, Error> {
+    Doors::open(KIND, metrics).map_err(|e| Error::own(e.to_string()))
+}
+
+/// Starts the thread that answers.
+pub fn start(shared: &Arc<Shared>, doors: Doors) {
+    tmem_watch::start(Supervisor(Arc::clone(shared)), doors);
+}
+
+/// Reads the figures of a supervisor.
+///
+/// # Errors
+/// When they are none: what to tell the user.
+pub fn snapshot_of(figures: Value) -> Result<Snapshot, String> {
+    serde_json::from_value(figures).map_err(|_| "its answer is not understood".to_owned())
+}
+
+struct Supervisor(Arc<Shared>);
+
+impl Source for Supervisor {
+    type Figures = Snapshot;
+    const FIGURES: &'static [Figure] = Snapshot::FIGURES;
+    const PREFIX: &'static str = "tmem";
+
+    fn take(&self) -> Option<Snapshot> {
+        let mut snapshot = self.0.desk.ask(PATIENCE)?;
+        let name = |pid| harmless(&proc::name(pid).unwrap_or_default());
+        snapshot.command = name(snapshot.program);
+        snapshot.processes.iter_mut().for_each(|process| process.name = name(process.pid));
+        Some(snapshot)
+    }
+
+    /// Of the processes only those that are managed, so that a build has not a thousand of them.
+    fn for_metrics(&self, snapshot: &mut Snapshot) {
+        snapshot.processes.retain(|process| process.managed);
+    }
+
+    fn counters(&self) -> &Counters {
+        &self.0.watch
+    }
+
+    fn is_over(&self) -> bool {
+        self.0.stopping.load(Relaxed)
+    }
+}
 
 /// Where the main thread lays a snapshot when somebody wants one. Only the thread of this module asks.
 #[derive(Default)]

@@ -3,7 +3,8 @@
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Instant;
 
-use super::protocol::VERSION;
+use tmem_watch::VERSION;
+
 use crate::report::{Now, ProcessFigures, Report, Snapshot, ratio};
 use crate::shared::Shared;
 use crate::tree::{Process, Tree};

@@ -1,7 +1,7 @@
 //! The one table of figures. A figure is declared once, with its meaning, as a field of a structure; the names in JSON
 //! (`--stats`, `tmem top --json`), the metrics of `--metrics` and `docs/stats.md` come from that.
 //!
-//! A metric is called like its field, with `tmem_` in front, dots turned into underscores, and `_total` behind a counter.
+//! A metric is called like its field, with a prefix in front, dots turned into underscores, and `_total` behind a counter.
 
 use serde::Serialize;
 use serde_json::Value;
@@ -36,7 +36,8 @@ pub struct Figure {
     pub meaning: &'static str,
 }
 
-/// Declares a structure of figures and the table of its fields.
+/// Declares a structure of figures and the table of its fields. It needs `serde` where it is used.
+#[macro_export]
 macro_rules! figures {
     ($(#[$doc:meta])* $name:ident { $($(#[$more:meta])* $field:ident: $type:ty, $kind:expr, $meaning:literal;)+ }) => {
         $(#[$doc])*
@@ -46,14 +47,13 @@ macro_rules! figures {
 
         impl $name {
             /// The table of its fields.
-            pub const FIGURES: &'static [crate::figures::Figure] = {
-                use crate::figures::Kind::*;
-                &[$(crate::figures::Figure { name: stringify!($field), kind: $kind, meaning: $meaning }),+]
+            pub const FIGURES: &'static [$crate::figures::Figure] = {
+                use $crate::figures::Kind::*;
+                &[$($crate::figures::Figure { name: stringify!($field), kind: $kind, meaning: $meaning }),+]
             };
         }
     };
 }
-pub(crate) use figures;
 
 /// A figure with its place.
 #[derive(Clone, Debug)]
@@ -68,10 +68,10 @@ pub struct Described {
     pub meaning: &'static str,
 }
 
-/// All figures of a structure, groups and lists unfolded.
-pub fn describe(figures: &[Figure]) -> Vec<Described> {
+/// All figures of a structure, groups and lists unfolded. Metrics begin with `prefix`.
+pub fn describe(prefix: &str, figures: &[Figure]) -> Vec<Described> {
     let mut all = Vec::new();
-    describe_into(figures, "", "tmem", &mut all);
+    describe_into(figures, "", prefix, &mut all);
     all
 }
 
@@ -95,12 +95,12 @@ fn metric(prefix: &str, name: &str, kind: Kind) -> Option<String> {
     }
 }
 
-/// All metrics of a structure in Prometheus' text format (version 0.0.4).
-pub fn metrics(figures: &'static [Figure], structure: &impl Serialize) -> String {
+/// All metrics of a structure in Prometheus' text format (version 0.0.4). They begin with `prefix`.
+pub fn metrics(prefix: &str, figures: &'static [Figure], structure: &impl Serialize) -> String {
     let mut text = String::new();
     // A structure of numbers and texts has nothing that JSON has not.
     let value = serde_json::to_value(structure).unwrap_or_default();
-    add_metrics(figures, &[&value], "tmem", &mut text);
+    add_metrics(figures, &[&value], prefix, &mut text);
     text
 }
 
@@ -168,7 +168,7 @@ mod tests {
 
     #[test]
     fn names_come_from_the_table() {
-        let all = describe(Whole::FIGURES);
+        let all = describe("tmem", Whole::FIGURES);
         let paths: Vec<_> = all.iter().map(|d| (d.path.as_str(), d.metric.as_deref())).collect();
         assert_eq!(paths[0], ("hits", Some("tmem_hits_total")));
         assert_eq!(paths[1], ("word", None));
@@ -180,7 +180,7 @@ mod tests {
     fn metrics_stand_together_and_are_escaped() {
         let part = |pid, name: &str| Part { pid, name: name.to_owned(), bytes: 7 };
         let parts = vec![part(1, "a\"b\\c\nd"), part(2, "e")];
-        let text = metrics(Whole::FIGURES, &Whole { hits: 3, parts, ..Whole::default() });
+        let text = metrics("tmem", Whole::FIGURES, &Whole { hits: 3, parts, ..Whole::default() });
         assert!(text.starts_with("# HELP tmem_hits_total Hits.\n# TYPE tmem_hits_total counter\ntmem_hits_total 3\n"));
         let each = "# HELP tmem_each_bytes Bytes of \\\\ it.\n# TYPE tmem_each_bytes gauge\n\
                     tmem_each_bytes{pid=\"1\",name=\"a\\\"b\\\\c\\nd\"} 7\ntmem_each_bytes{pid=\"2\",name=\"e\"} 7\n";

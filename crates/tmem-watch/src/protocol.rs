@@ -2,9 +2,8 @@
 //!
 //! Both sides read what somebody else wrote, and must come to an end with it whatever it is (`fuzz/fuzz_targets/watch.rs`).
 
+use serde::Serialize;
 use serde_json::Value;
-
-use crate::report::Snapshot;
 
 /// The version that this program speaks. What only adds fields does not change it.
 pub const VERSION: u32 = 1;
@@ -12,6 +11,8 @@ pub const VERSION: u32 = 1;
 pub const REQUEST: &[u8] = b"tmem 1 figures\n";
 /// The longest answer that a client reads; one with 256 processes has 60 KiB.
 pub const ANSWER_BYTES_MAX: usize = 1 << 20;
+/// What to tell of an answer that is none.
+const NOT_UNDERSTOOD: &str = "its answer is not understood";
 /// The longest text that is taken over from an answer, in characters.
 const TEXT_MAX: usize = 200;
 
@@ -45,36 +46,38 @@ pub fn refusal(why: &str) -> Vec<u8> {
 }
 
 /// A line with the figures.
-pub fn answer(snapshot: &Snapshot) -> Vec<u8> {
+pub fn answer(figures: &impl Serialize) -> Vec<u8> {
     // Numbers and texts with names can always be written.
-    let mut line = serde_json::to_vec(snapshot).unwrap_or_default();
+    let mut line = serde_json::to_vec(figures).unwrap_or_default();
     line.push(b'\n');
     line
 }
 
-/// Reads an answer. Texts in it come out short and without anything that a terminal would obey.
+/// Reads an answer: an object of this version. Texts in it come out short and without anything that a terminal would obey.
 ///
 /// # Errors
 /// When it is none, or of another version: what to tell the user.
-pub fn read_answer(bytes: &[u8]) -> Result<Snapshot, String> {
-    let value: Value = serde_json::from_slice(bytes).map_err(|_| "its answer is not understood".to_owned())?;
+pub fn read_answer(bytes: &[u8]) -> Result<Value, String> {
+    let mut value: Value = serde_json::from_slice(bytes).map_err(|_| NOT_UNDERSTOOD.to_owned())?;
     if let Some(why) = value.get("error") {
         return Err(harmless(why.as_str().unwrap_or("it refuses")));
     }
     match value.get("version").and_then(Value::as_u64) {
         Some(version) if version == u64::from(VERSION) => {}
         Some(version) => return Err(format!("it speaks version {version}, and this tmem version {VERSION}")),
-        None => return Err("its answer is not understood".to_owned()),
+        None => return Err(NOT_UNDERSTOOD.to_owned()),
     }
-    let mut snapshot: Snapshot =
-        serde_json::from_value(value).map_err(|_| "its answer is not understood".to_owned())?;
-    snapshot.command = harmless(&snapshot.command);
-    snapshot.metrics = snapshot.metrics.as_deref().map(harmless);
-    for process in &mut snapshot.processes {
-        process.name = harmless(&process.name);
-        process.refused = process.refused.as_deref().map(harmless);
+    make_harmless(&mut value);
+    Ok(value)
+}
+
+fn make_harmless(value: &mut Value) {
+    match value {
+        Value::String(text) => *text = harmless(text),
+        Value::Array(all) => all.iter_mut().for_each(make_harmless),
+        Value::Object(fields) => fields.values_mut().for_each(make_harmless),
+        _ => {}
     }
-    Ok(snapshot)
 }
 
 /// A text of limited length without control characters, those that turn the direction of writing included: names of processes
@@ -87,7 +90,7 @@ pub fn harmless(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::report::ProcessFigures;
+    use serde_json::json;
 
     #[test]
     fn a_request_is_read_byte_by_byte() {
@@ -102,21 +105,19 @@ mod tests {
 
     #[test]
     fn an_answer_comes_back_as_it_was_but_for_what_a_terminal_would_obey() {
-        let process =
-            ProcessFigures { pid: 7, name: "\x1b[2Jx".to_owned(), managed: true, ..ProcessFigures::default() };
-        let mut sent = Snapshot { version: VERSION, pid: 5, processes: vec![process], ..Snapshot::default() };
-        (sent.now.ram_bytes, sent.report.pages_evicted, sent.report.spill.full) = (9, u64::MAX, 3);
-        let got = read_answer(&answer(&sent)).unwrap();
-        sent.processes[0].name = "?[2Jx".to_owned();
-        assert_eq!(got, sent);
+        let long = "x".repeat(TEXT_MAX + 1);
+        let sent =
+            json!({"version": 1, "many": u64::MAX, "list": [{"name": "\u{1b}[2Jx"}], "text": ["\u{202e}", long]});
+        let got = json!({"version": 1, "many": u64::MAX, "list": [{"name": "?[2Jx"}], "text": ["?", long[1..]]});
+        assert_eq!(read_answer(&answer(&sent)).unwrap(), got);
     }
 
     #[test]
     fn other_versions_and_nonsense_are_told() {
         assert_eq!(read_answer(br#"{"version":2}"#).unwrap_err(), "it speaks version 2, and this tmem version 1");
         assert_eq!(read_answer(&refusal("no")).unwrap_err(), "no");
-        assert!(read_answer(br#"{"version":1,"later":[],"pid":3}"#).is_ok_and(|snapshot| snapshot.pid == 3));
-        for bad in [&b""[..], b"{}", b"[]", b"{\"version\":1,\"pid\":\"x\"}", b"\xff"] {
+        assert!(read_answer(br#"{"version":1,"later":[],"pid":3}"#).is_ok_and(|value| value["pid"] == 3));
+        for bad in [&b""[..], b"{}", b"[]", b"1", b"[1]", b"\xff"] {
             assert!(read_answer(bad).is_err(), "{bad:?}");
         }
     }
