@@ -8,7 +8,8 @@ use anyhow::Context;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::low_level::pipe;
 use tmem::Saved;
-use tmem_disk::{Contents, ExportFigures, ExportOptions, Figures, Listen, Options, Server};
+use tmem_disk::{Contents, ExportFigures, ExportOptions, Figures, Options, Server};
+use tmem_net::Listen;
 use tmem_run::StoreSpill;
 
 use crate::flags::{DiskArgs, DiskCommand, DiskResetArgs, DiskServeArgs, DiskStatsArgs};
@@ -53,7 +54,7 @@ fn serve(args: &DiskServeArgs) -> anyhow::Result<()> {
         Server::bind(Options { ram_bytes, codec, exports, listen, for_swap, tls_certificates, image, metrics, spill })?;
     let address = server.address();
     if args.listen.is_some() {
-        announce(names.iter().map(|name| address.uri(name, tls)))?;
+        announce(names.iter().map(|name| tmem_disk::uri(&address, name, tls)))?;
     }
     tell(&format!("READY=1\nSTATUS=Serving {} disks at {address}", names.len()));
     let served = server.run(stop.as_fd());

@@ -233,7 +233,7 @@ pub struct DiskServeArgs {
     /// The socket of a server that is dead is replaced, that of one that runs is not. To be left out when a service manager hands over a
     /// socket (LISTEN_FDS, as systemd does).
     #[arg(long, value_name = "unix:PATH|HOST:PORT")]
-    pub listen: Option<tmem_disk::Address>,
+    pub listen: Option<tmem_net::Address>,
     /// Talk TLS, and to nobody without a certificate: a directory with ca-cert.pem, server-cert.pem and server-key.pem.
     ///
     /// The names are those of nbdkit and QEMU. A client has to show a certificate that the authority in ca-cert.pem has signed: nbdinfo and
@@ -311,7 +311,7 @@ impl From<DiskCodec> for tmem::CodecKind {
 pub struct DiskStatsArgs {
     /// Where the server listens.
     #[arg(value_name = "unix:PATH|HOST:PORT")]
-    pub address: tmem_disk::Address,
+    pub address: tmem_net::Address,
     /// Ask with TLS: a directory with ca-cert.pem, client-cert.pem and client-key.pem.
     ///
     /// The certificate of the server has to be one for HOST, or for localhost with unix:PATH.
@@ -327,7 +327,7 @@ pub struct DiskStatsArgs {
 pub struct DiskResetArgs {
     /// Where the server listens.
     #[arg(value_name = "unix:PATH|HOST:PORT")]
-    pub address: tmem_disk::Address,
+    pub address: tmem_net::Address,
     /// Which disk; without a name the first one.
     #[arg(long, value_name = "NAME", default_value = "", hide_default_value = true)]
     pub name: String,

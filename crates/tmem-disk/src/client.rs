@@ -4,13 +4,12 @@ use std::io::{self, Read, Write};
 use std::path::Path;
 
 use rustls::ClientConnection;
+use tmem_net::{Address, Stream};
 
-use crate::address::Address;
 use crate::error::Error;
 use crate::figures::Figures;
 use crate::negotiate::PATIENCE;
 use crate::protocol::{greeting, option, option_reply};
-use crate::stream::Stream;
 use crate::tls;
 
 /// The longest answer that is read.
@@ -128,7 +127,7 @@ fn visit<T>(
     let session = tls_certificates.map(|folder| tls::client(folder, address)).transpose()?;
     let greeted = || {
         let stream = address.connect()?;
-        stream.prepare()?;
+        stream.prepare(true)?;
         stream.set_patience(Some(PATIENCE))?;
         meet(&stream, session, talk)
     };

@@ -5,7 +5,6 @@
 
 #![forbid(unsafe_code)]
 
-mod address;
 mod backing;
 mod cached;
 mod client;
@@ -33,10 +32,10 @@ mod tls;
 mod upkeep;
 mod watch;
 
-pub use address::Address;
 pub use client::{ask, reset};
 pub use error::Error;
 pub use figures::{ExportFigures, ExportRates, Figures, Rates, Snapshot};
-pub use options::{Contents, ExportOptions, Listen, Options};
+pub use options::{Contents, ExportOptions, Options};
+pub use protocol::uri;
 pub use server::Server;
 pub use watch::{KIND, PREFIX, snapshot_of};

@@ -1,10 +1,9 @@
 //! What a user may ask of a server.
 
 use std::net::SocketAddr;
-use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
-use crate::address::Address;
+use tmem_net::Listen;
 
 /// What a disk begins with.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,15 +26,6 @@ pub struct ExportOptions {
     pub contents: Contents,
     /// Clients cannot write to it.
     pub read_only: bool,
-}
-
-/// Where clients come from.
-#[derive(Debug)]
-pub enum Listen {
-    /// An address of its own.
-    At(Address),
-    /// A stream socket that listens already, unix or TCP: whoever started the server made it, and it stays when the server goes.
-    Inherited(OwnedFd),
 }
 
 /// Settings of a server.

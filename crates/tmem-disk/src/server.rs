@@ -13,9 +13,9 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustls::ServerConfig;
 use tmem::{Config, OpenOptions, Saved, Store};
+use tmem_net::{Address, Listener, Stream};
 use tmem_watch::Doors;
 
-use crate::address::{Address, Listener};
 use crate::connection::{self, CONNECTION_BYTES};
 use crate::error::Error;
 use crate::export::Export;
@@ -26,7 +26,7 @@ use crate::image::{self, SavedDisk, SavedDisks};
 use crate::negotiate::{Agreed, House, PATIENCE, Security, greet, haggle};
 use crate::options::{Contents, ExportOptions, Options};
 use crate::protocol::ClientFlags;
-use crate::stream::{Hurried, Stream};
+use crate::stream::Hurried;
 use crate::stripes::Stripes;
 use crate::tls::{self, Secured, TLS_BYTES};
 use crate::upkeep;
@@ -125,7 +125,7 @@ impl Server {
         let export = |options| Export::new(&store, spills, options, saved.pool(&options.name)).map(Arc::new);
         let exports = options.exports.iter().map(export).collect::<Result<Vec<_>, _>>()?;
         let doors = watch::open(options.metrics)?;
-        let listener = Listener::new(options.listen)?;
+        let listener = Listener::new(options.listen).map_err(|e| Error::new(e.to_string()))?;
         if options.for_swap {
             for_swap::lock()?;
         }
@@ -336,7 +336,7 @@ impl Shared {
     }
 
     fn talk(&self, stream: &Stream) -> io::Result<()> {
-        stream.prepare()?;
+        stream.prepare(true)?;
         let mut hurried = Hurried::new(stream, PATIENCE);
         let flags = greet(&mut hurried)?;
         let security = if self.tls.is_some() { Security::Wanted } else { Security::None };

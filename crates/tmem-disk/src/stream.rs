@@ -1,11 +1,10 @@
-//! A connection of either kind.
+//! What the two phases of a connection need of a socket, encrypted or not.
 
 use std::io::{self, Read, Write};
-use std::net::{Shutdown, TcpStream};
-use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
-use rustix::net::{RecvFlags, recv, sockopt};
+use rustix::net::RecvFlags;
+use tmem_net::Stream;
 
 use crate::polling::Hear;
 
@@ -19,60 +18,6 @@ pub trait Wire {
 
     /// Writes some of it.
     fn send(&self, bytes: &[u8]) -> io::Result<usize>;
-}
-
-/// A connection of either kind. Where reading and writing block, a client decides how long.
-pub enum Stream {
-    Unix(UnixStream),
-    Tcp(TcpStream),
-}
-
-impl Stream {
-    /// Blocks, sends at once what there is, and finds out if the machine at the other end is gone.
-    pub fn prepare(&self) -> io::Result<()> {
-        match self {
-            Self::Unix(stream) => stream.set_nonblocking(false),
-            Self::Tcp(stream) => {
-                stream.set_nonblocking(false)?;
-                stream.set_nodelay(true)?;
-                Ok(sockopt::set_socket_keepalive(stream, true)?)
-            }
-        }
-    }
-
-    /// How long a read or a write may take; for ever if `None`.
-    pub fn set_patience(&self, patience: Option<Duration>) -> io::Result<()> {
-        match self {
-            Self::Unix(s) => s.set_read_timeout(patience).and_then(|()| s.set_write_timeout(patience)),
-            Self::Tcp(s) => s.set_read_timeout(patience).and_then(|()| s.set_write_timeout(patience)),
-        }
-    }
-
-    fn receive(&self, buffer: &mut [u8], flags: RecvFlags) -> io::Result<usize> {
-        let (bytes, _) = match self {
-            Self::Unix(stream) => recv(stream, buffer, flags),
-            Self::Tcp(stream) => recv(stream, buffer, flags),
-        }?;
-        Ok(bytes)
-    }
-
-    /// Nothing more is read, or written either. Who waits for it is woken.
-    pub fn shut_down(&self, how: Shutdown) {
-        // A connection that has ended already is as good.
-        let _ = match self {
-            Self::Unix(stream) => stream.shutdown(how),
-            Self::Tcp(stream) => stream.shutdown(how),
-        };
-    }
-}
-
-impl Read for &Stream {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        match self {
-            Stream::Unix(stream) => (&*stream).read(buffer),
-            Stream::Tcp(stream) => (&*stream).read(buffer),
-        }
-    }
 }
 
 impl Hear for &Stream {
@@ -95,19 +40,6 @@ impl Wire for &Stream {
 
     fn send(&self, bytes: &[u8]) -> io::Result<usize> {
         (&mut &**self).write(bytes)
-    }
-}
-
-impl Write for &Stream {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        match self {
-            Stream::Unix(stream) => (&*stream).write(bytes),
-            Stream::Tcp(stream) => (&*stream).write(bytes),
-        }
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
     }
 }
 
@@ -168,6 +100,7 @@ impl Wire for Hurried<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::unix::net::UnixStream;
     use std::thread;
 
     #[test]

@@ -16,11 +16,11 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, ServerConfig, ServerConnection};
+use tmem_net::{Address, Stream};
 
-use crate::address::Address;
 use crate::error::Error;
 use crate::polling::Hear;
-use crate::stream::{Hurried, Stream, Wire};
+use crate::stream::{Hurried, Wire};
 
 /// What is turned into records at a time.
 const WRITTEN_BYTES: usize = 32 << 10;

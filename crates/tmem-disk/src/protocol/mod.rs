@@ -7,9 +7,33 @@ mod handshake;
 mod reply;
 mod request;
 
+use tmem_net::Address;
+
 pub use handshake::{Asked, ClientFlags, Info, NAME_BYTES_MAX, OptionHead, greeting, option, option_reply};
 pub use reply::{ChunkKind, Extent, chunk_head, simple_head};
 pub use request::{Action, Request, Terms};
+
+/// The address of an export as clients take it, with TLS or without.
+pub fn uri(address: &Address, export: &str, tls: bool) -> String {
+    let scheme = if tls { "nbds" } else { "nbd" };
+    let name = escaped(export.as_bytes(), b"-._~");
+    match address {
+        Address::Unix(path) => {
+            let path = escaped(path.as_os_str().as_encoded_bytes(), b"-._~/");
+            format!("{scheme}+unix:///{name}?socket={path}")
+        }
+        Address::Tcp(address) => format!("{scheme}://{address}/{name}"),
+    }
+}
+
+/// With everything in percent notation that is neither a letter nor a digit nor in `plain`.
+fn escaped(text: &[u8], plain: &[u8]) -> String {
+    let escape = |&byte: &u8| match byte {
+        _ if byte.is_ascii_alphanumeric() || plain.contains(&byte) => char::from(byte).to_string(),
+        _ => format!("%{byte:02X}"),
+    };
+    text.iter().map(escape).collect()
+}
 
 /// The longest read or write that is accepted, as announced.
 pub const REQUEST_BYTES_MAX: u32 = 32 << 20;
@@ -126,5 +150,17 @@ impl<'a> Reader<'a> {
     fn counted(&mut self) -> Option<&'a [u8]> {
         let bytes = self.u32()?;
         self.take(bytes as usize)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_what_clients_understand() {
+        let unix = uri(&Address::Unix("/a b/c.sock".into()), "x/y", false);
+        assert_eq!(unix, "nbd+unix:///x%2Fy?socket=/a%20b/c.sock");
+        assert_eq!(uri(&Address::Tcp("[::1]:10809".to_owned()), "", true), "nbds://[::1]:10809/");
     }
 }

@@ -12,9 +12,7 @@ use std::str::FromStr;
 
 use rustix::net::{AddressFamily, SocketType, sockopt};
 
-use crate::error::Error;
-use crate::options::Listen;
-use crate::stream::Stream;
+use crate::{Error, Stream};
 
 /// Where a server listens.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -52,7 +50,7 @@ impl fmt::Display for Address {
 
 impl Address {
     /// The name that a certificate has to have.
-    pub(crate) fn host(&self) -> &str {
+    pub fn host(&self) -> &str {
         match self {
             Self::Unix(_) => "localhost",
             Self::Tcp(address) => {
@@ -62,21 +60,11 @@ impl Address {
         }
     }
 
-    /// The address of an export as NBD clients take it, with TLS or without.
-    pub fn uri(&self, export: &str, tls: bool) -> String {
-        let scheme = if tls { "nbds" } else { "nbd" };
-        let name = escaped(export.as_bytes(), b"-._~");
-        match self {
-            Self::Unix(path) => {
-                let path = escaped(path.as_os_str().as_encoded_bytes(), b"-._~/");
-                format!("{scheme}+unix:///{name}?socket={path}")
-            }
-            Self::Tcp(address) => format!("{scheme}://{address}/{name}"),
-        }
-    }
-
     /// Connects as a client.
-    pub(crate) fn connect(&self) -> io::Result<Stream> {
+    ///
+    /// # Errors
+    /// When nobody listens there, or is not to be reached.
+    pub fn connect(&self) -> io::Result<Stream> {
         match self {
             Self::Unix(path) => UnixStream::connect(path).map(Stream::Unix),
             Self::Tcp(address) => TcpStream::connect(address).map(Stream::Tcp),
@@ -84,23 +72,35 @@ impl Address {
     }
 }
 
-/// With everything in percent notation that is neither a letter nor a digit nor in `plain`.
-fn escaped(text: &[u8], plain: &[u8]) -> String {
-    let escape = |&byte: &u8| match byte {
-        _ if byte.is_ascii_alphanumeric() || plain.contains(&byte) => char::from(byte).to_string(),
-        _ => format!("%{byte:02X}"),
-    };
-    text.iter().map(escape).collect()
+/// Where clients come from.
+#[derive(Debug)]
+pub enum Listen {
+    /// An address of its own.
+    At(Address),
+    /// A stream socket that listens already, unix or TCP: whoever started the server made it, and it stays when the server goes.
+    Inherited(OwnedFd),
 }
 
 /// A socket that listens. One in the file system is removed when it is dropped, if we made it and it still is ours.
-pub enum Listener {
-    Unix { listener: UnixListener, path: PathBuf, made: Option<u64> },
+#[derive(Debug)]
+pub struct Listener(Kind);
+
+#[derive(Debug)]
+enum Kind {
+    /// With the inode of the socket, if we made it.
+    Unix {
+        listener: UnixListener,
+        path: PathBuf,
+        made: Option<u64>,
+    },
     Tcp(TcpListener),
 }
 
 impl Listener {
     /// Listens where it is said.
+    ///
+    /// # Errors
+    /// When the address is taken, or what was handed over is of no use.
     pub fn new(listen: Listen) -> Result<Self, Error> {
         match listen {
             Listen::At(address) => Self::bind(&address),
@@ -110,7 +110,7 @@ impl Listener {
 
     /// Takes over a socket that listens.
     fn adopt(socket: OwnedFd) -> Result<Self, Error> {
-        let useless = |why: &str| Error::new(format!("the socket that was handed over {why}"));
+        let useless = |why: &str| Error(format!("the socket that was handed over {why}"));
         let failed = |e: io::Error| useless(&format!("cannot be used: {e}"));
         let asked = sockopt::socket_type(&socket).and_then(|kind| Ok((kind, sockopt::socket_acceptconn(&socket)?)));
         if asked.map_err(|e| failed(e.into()))? != (SocketType::STREAM, true) {
@@ -123,12 +123,12 @@ impl Listener {
                 let address = listener.local_addr().map_err(failed)?;
                 let path =
                     address.as_pathname().ok_or_else(|| useless("has no name in the file system: give it one"))?;
-                Ok(Self::Unix { path: path.to_owned(), listener, made: None })
+                Ok(Self(Kind::Unix { path: path.to_owned(), listener, made: None }))
             }
             AddressFamily::INET | AddressFamily::INET6 => {
                 let listener = TcpListener::from(socket);
                 listener.set_nonblocking(true).map_err(failed)?;
-                Ok(Self::Tcp(listener))
+                Ok(Self(Kind::Tcp(listener)))
             }
             _ => Err(useless("is neither a unix nor a TCP socket")),
         }
@@ -136,56 +136,59 @@ impl Listener {
 
     /// Listens. The socket of a server that is dead is replaced, that of one that lives is not.
     fn bind(address: &Address) -> Result<Self, Error> {
-        let failed = |e: io::Error| Error::new(format!("cannot listen at {address}: {e}"));
+        let failed = |e: io::Error| Error(format!("cannot listen at {address}: {e}"));
         let listener = match address {
             Address::Tcp(at) => {
                 let listener = TcpListener::bind(at).map_err(failed)?;
                 listener.set_nonblocking(true).map_err(failed)?;
-                Self::Tcp(listener)
+                Kind::Tcp(listener)
             }
             Address::Unix(path) => {
                 clear_stale(path)?;
                 let listener = UnixListener::bind(path).map_err(failed)?;
                 listener.set_nonblocking(true).map_err(failed)?;
                 let inode = fs::symlink_metadata(path).map_err(failed)?.ino();
-                Self::Unix { listener, path: path.clone(), made: Some(inode) }
+                Kind::Unix { listener, path: path.clone(), made: Some(inode) }
             }
         };
-        Ok(listener)
+        Ok(Self(listener))
     }
 
     /// Where it listens in the end.
     pub fn address(&self) -> Address {
-        match self {
-            Self::Unix { path, .. } => Address::Unix(path.clone()),
-            Self::Tcp(listener) => {
+        match &self.0 {
+            Kind::Unix { path, .. } => Address::Unix(path.clone()),
+            Kind::Tcp(listener) => {
                 Address::Tcp(listener.local_addr().map_or_else(|e| e.to_string(), |a| a.to_string()))
             }
         }
     }
 
     /// A client that waits, if there is one.
+    ///
+    /// # Errors
+    /// As accept(2); [`io::ErrorKind::WouldBlock`] if nobody waits.
     pub fn accept(&self) -> io::Result<Stream> {
-        match self {
-            Self::Unix { listener, .. } => listener.accept().map(|(stream, _)| Stream::Unix(stream)),
-            Self::Tcp(listener) => listener.accept().map(|(stream, _)| Stream::Tcp(stream)),
+        match &self.0 {
+            Kind::Unix { listener, .. } => listener.accept().map(|(stream, _)| Stream::Unix(stream)),
+            Kind::Tcp(listener) => listener.accept().map(|(stream, _)| Stream::Tcp(stream)),
         }
     }
 }
 
 impl AsFd for Listener {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        match self {
-            Self::Unix { listener, .. } => listener.as_fd(),
-            Self::Tcp(listener) => listener.as_fd(),
+        match &self.0 {
+            Kind::Unix { listener, .. } => listener.as_fd(),
+            Kind::Tcp(listener) => listener.as_fd(),
         }
     }
 }
 
 impl Drop for Listener {
     fn drop(&mut self) {
-        if let Self::Unix { path, made: Some(inode), .. } = self
-            && fs::symlink_metadata(&*path).is_ok_and(|data| data.ino() == *inode)
+        if let Kind::Unix { path, made: Some(inode), .. } = &self.0
+            && fs::symlink_metadata(path).is_ok_and(|data| data.ino() == *inode)
         {
             // Whoever has removed it meanwhile wanted the same.
             let _ = fs::remove_file(path);
@@ -198,15 +201,16 @@ fn clear_stale(path: &Path) -> Result<(), Error> {
     match fs::symlink_metadata(path) {
         Err(_) => return Ok(()),
         Ok(data) if !data.file_type().is_socket() => {
-            return Err(Error::new(format!("{at} exists and is no socket: remove it, or name another path")));
+            return Err(Error(format!("{at} exists and is no socket: remove it, or name another path")));
         }
         Ok(_) => {}
     }
     match UnixStream::connect(path) {
-        Err(e) if e.kind() == io::ErrorKind::ConnectionRefused => fs::remove_file(path)
-            .map_err(|e| Error::new(format!("cannot remove the socket {at} of a dead server: {e}"))),
-        Ok(_) => Err(Error::new(format!("another server listens at {at}: stop it, or name another path"))),
-        Err(e) => Err(Error::new(format!("cannot tell whether another server listens at {at}: {e}"))),
+        Err(e) if e.kind() == io::ErrorKind::ConnectionRefused => {
+            fs::remove_file(path).map_err(|e| Error(format!("cannot remove the socket {at} of a dead server: {e}")))
+        }
+        Ok(_) => Err(Error(format!("another server listens at {at}: stop it, or name another path"))),
+        Err(e) => Err(Error(format!("cannot tell whether another server listens at {at}: {e}"))),
     }
 }
 
@@ -222,10 +226,7 @@ mod tests {
         for text in ["", "unix:", "/run/tmem.sock", ":10809", "localhost", "localhost:", "localhost:99999"] {
             assert!(text.parse::<Address>().is_err_and(|why| why.contains("unix:PATH")), "{text}");
         }
-        let uri = Address::Unix("/a b/c.sock".into()).uri("x/y", false);
-        assert_eq!(uri, "nbd+unix:///x%2Fy?socket=/a%20b/c.sock");
         let tcp = |at: &str| Address::Tcp(at.to_owned());
-        assert_eq!(tcp("[::1]:10809").uri("", true), "nbds://[::1]:10809/");
         assert_eq!((tcp("[::1]:10809").host(), tcp("a.example:1").host()), ("::1", "a.example"));
     }
 
