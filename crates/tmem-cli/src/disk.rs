@@ -2,14 +2,9 @@
 
 use std::io::{self, Write};
 use std::os::fd::AsFd;
-use std::os::unix::net::UnixStream;
 
-use anyhow::Context;
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
-use signal_hook::low_level::pipe;
 use tmem::Saved;
 use tmem_disk::{Contents, ExportFigures, ExportOptions, Figures, Options, Server};
-use tmem_net::Listen;
 use tmem_run::StoreSpill;
 
 use crate::flags::{DiskArgs, DiskCommand, DiskResetArgs, DiskServeArgs, DiskStatsArgs};
@@ -30,18 +25,10 @@ pub fn disk(args: &DiskArgs) -> anyhow::Result<()> {
 }
 
 fn serve(args: &DiskServeArgs) -> anyhow::Result<()> {
-    let listen = match (&args.listen, service::handed_over()?) {
-        (Some(address), None) => Listen::At(address.clone()),
-        (None, Some(socket)) => Listen::Inherited(socket),
-        (Some(_), Some(_)) => anyhow::bail!("a socket was handed over (LISTEN_FDS): leave out --listen"),
-        (None, None) => anyhow::bail!("say where to listen: --listen unix:PATH, or --listen HOST:PORT"),
-    };
+    let listen = service::listen(args.listen.as_ref())?;
     let exports = exports(args)?;
     // Before there is a socket, so that no signal can leave one behind.
-    let (stop, signalled) = UnixStream::pair().context("cannot make a pipe for signals")?;
-    for signal in [SIGHUP, SIGINT, SIGTERM] {
-        pipe::register(signal, signalled.try_clone()?).context("cannot wait for signals")?;
-    }
+    let stop = service::until_signalled()?;
     // Lives until the server has ended: then a file that was named is of no use to anybody.
     let file = StoreSpill::prepare(&spill::parse(&args.spill)?, args.spill_plain, args.spill_faults.as_ref())?;
     let names: Vec<_> = exports.iter().map(|export| export.name.clone()).collect();
@@ -54,11 +41,11 @@ fn serve(args: &DiskServeArgs) -> anyhow::Result<()> {
         Server::bind(Options { ram_bytes, codec, exports, listen, for_swap, tls_certificates, image, metrics, spill })?;
     let address = server.address();
     if args.listen.is_some() {
-        announce(names.iter().map(|name| tmem_disk::uri(&address, name, tls)))?;
+        service::announce(names.iter().map(|name| tmem_disk::uri(&address, name, tls)))?;
     }
-    tell(&format!("READY=1\nSTATUS=Serving {} disks at {address}", names.len()));
+    service::tell(&format!("READY=1\nSTATUS=Serving {} disks at {address}", names.len()));
     let served = server.run(stop.as_fd());
-    tell("STOPPING=1");
+    service::tell("STOPPING=1");
     if let Some(Saved { pages, bytes, .. }) = server.save()? {
         let blocks = mib(pages * tmem::PAGE_SIZE as u64);
         eprintln!("tmem: {blocks} of blocks saved in {}", mib(bytes));
@@ -79,23 +66,6 @@ fn exports(args: &DiskServeArgs) -> anyhow::Result<Vec<ExportOptions>> {
         args.exports.iter().map(|(name, size_bytes)| (name.clone(), Contents::Empty { size_bytes: *size_bytes }));
     let export = |(name, contents)| ExportOptions { name, contents, read_only: args.read_only };
     Ok(first.into_iter().chain(others).map(export).collect())
-}
-
-/// Tells the service manager; the disks are served all the same if it does not hear.
-fn tell(state: &str) {
-    if let Err(e) = service::notify(state) {
-        eprintln!("tmem: {e:#}");
-    }
-}
-
-/// Says where the disks are, which whoever hands over a socket knows; whoever does not read it is served all the same.
-fn announce(uris: impl Iterator<Item = String>) -> anyhow::Result<()> {
-    let text: String = uris.map(|uri| uri + "\n").collect();
-    let mut out = io::stdout().lock();
-    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        Err(e) if e.kind() != io::ErrorKind::BrokenPipe => Err(e).context("cannot write to standard output"),
-        _ => Ok(()),
-    }
 }
 
 fn stats(args: &DiskStatsArgs) -> anyhow::Result<()> {

@@ -31,6 +31,8 @@ Examples:
   tmem top                                 watch what runs under tmem
   tmem disk --size 8G --ram 2G --listen unix:/run/tmem.sock
                                            a compressed RAM disk, over NBD
+  tmem serve --ram 4G --listen 127.0.0.1:6379
+                                           a compressed cache for any Redis client
   tmem detach 4711                         bring everything back, leave it alone";
 
 /// The subcommands.
@@ -57,6 +59,9 @@ pub enum Command {
     /// Serve compressed RAM disks to virtual machines, kernels and programs, over NBD.
     #[command(after_long_help = DISK_NOTES)]
     Disk(DiskArgs),
+    /// Lend RAM to others, or be a compressed cache, on the Redis protocol.
+    #[command(after_long_help = SERVE_NOTES)]
+    Serve(ServeArgs),
     /// Print completions for a shell.
     #[command(after_long_help = "Example:\n  tmem completions bash > ~/.local/share/bash-completion/completions/tmem")]
     Completions {
@@ -188,6 +193,66 @@ Examples:
   tmem disk reset unix:/run/tmem.sock
   tmem disk reset unix:/run/tmem.sock --name scratch --force";
 
+const SERVE_NOTES: &str = "\
+Any client of Redis can use it, for strings: GET, SET and their kin, expiry, counters, SCAN, MULTI. Values are packed in RAM; --ram is a limit for all of \
+it, tmem included. docs/serve.md lists the commands. Nothing outlives the server.
+
+It runs in the foreground, and prints its address when it is ready. Ctrl-C and SIGTERM end it. As a service: a socket that systemd listens at is taken over, \
+and with Type=notify it is told when clients may come.
+
+Exit status: 0 after Ctrl-C or SIGTERM; 125 if it cannot start or go on.
+
+Examples:
+  tmem serve --ram 4G --listen 127.0.0.1:6379
+  tmem serve --ram 4G --listen 127.0.0.1:6379 --policy allkeys-lru
+  tmem serve --ram 50% --listen 0.0.0.0:6379 --password-file /etc/tmem/password
+  tmem serve --ram 1G --listen unix:/run/tmem-serve.sock --metrics 127.0.0.1:9466
+  redis-cli -p 6379 set greeting hello
+  redis-cli -p 6379 info memory";
+
+/// Flags of `tmem serve`.
+#[derive(Args, Debug)]
+pub struct ServeArgs {
+    /// RAM for all of it, tmem itself included: 512M, 1.5G, 800MiB, or 50% of what there is.
+    #[arg(long, value_name = "SIZE", allow_hyphen_values = true)]
+    pub ram: RamSize,
+    /// Where to listen: a socket in the file system, or an address and a port; port 0 takes a free one.
+    ///
+    /// An address that other machines can reach takes --password-file, or --open-to-all. To be left out when a service manager hands over a
+    /// socket (LISTEN_FDS, as systemd does).
+    #[arg(long, value_name = "unix:PATH|HOST:PORT")]
+    pub listen: Option<tmem_net::Address>,
+    /// What becomes of values when RAM is full: noeviction refuses new ones, allkeys-lru drops those that were not used lately.
+    #[arg(long, value_name = "POLICY", value_enum, default_value_t)]
+    pub policy: ServePolicy,
+    /// A file whose first line clients have to say (AUTH).
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub password_file: Option<PathBuf>,
+    /// Let in whoever reaches the address, from other machines, too, without a password.
+    #[arg(long, conflicts_with = "password_file")]
+    pub open_to_all: bool,
+    /// What packs values when they are written: zstd takes less RAM, lz4 less time.
+    ///
+    /// Cold values are packed again, with zstd and together with their neighbours, either way.
+    #[arg(long, value_name = "CODEC", value_enum, default_value_t = Codec::Lz4)]
+    pub codec: Codec,
+    /// Serve figures for Prometheus at http://ADDR:PORT/metrics; port 0 takes a free one, which tmem top shows.
+    ///
+    /// There is no password and no encryption: whoever reaches the address can read the figures. docs/serve.md describes the metrics.
+    #[arg(long, value_name = "ADDR:PORT", value_parser = address)]
+    pub metrics: Option<SocketAddr>,
+}
+
+/// `--policy`, in the words of Redis.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum ServePolicy {
+    /// New values are refused.
+    #[default]
+    Noeviction,
+    /// Values that were not used lately are dropped.
+    AllkeysLru,
+}
+
 /// Flags of `tmem disk`.
 #[derive(Args, Debug)]
 #[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
@@ -265,7 +330,7 @@ pub struct DiskServeArgs {
     ///
     /// Cold blocks are packed again, with zstd and together with their neighbours, either way.
     #[arg(long, value_name = "CODEC", value_enum, default_value_t)]
-    pub codec: DiskCodec,
+    pub codec: Codec,
     /// Where packed blocks go that RAM has no room for: off, auto, a directory, or a file with or without a size.
     ///
     /// As with `tmem run`: auto is a temporary file without a name on a real disk, in $TMPDIR, /var/tmp, the working directory or /tmp; DIR
@@ -289,7 +354,7 @@ pub struct DiskServeArgs {
 
 /// `--codec`, in the words of the command line.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-pub enum DiskCodec {
+pub enum Codec {
     /// Zstandard at level -1.
     #[default]
     Zstd,
@@ -297,11 +362,11 @@ pub enum DiskCodec {
     Lz4,
 }
 
-impl From<DiskCodec> for tmem::CodecKind {
-    fn from(codec: DiskCodec) -> Self {
+impl From<Codec> for tmem::CodecKind {
+    fn from(codec: Codec) -> Self {
         match codec {
-            DiskCodec::Zstd => Self::Zstd { level: -1 },
-            DiskCodec::Lz4 => Self::Lz4,
+            Codec::Zstd => Self::Zstd { level: -1 },
+            Codec::Lz4 => Self::Lz4,
         }
     }
 }

@@ -7,6 +7,7 @@ mod estimate;
 mod faults;
 mod flags;
 mod manual;
+mod serve;
 mod service;
 mod size;
 mod spill;
@@ -41,6 +42,7 @@ fn main() -> ExitCode {
         }
         Command::Estimate(args) => estimate::print(&args).map(|()| ExitCode::SUCCESS),
         Command::Disk(args) => disk::disk(&args).map(|()| ExitCode::SUCCESS),
+        Command::Serve(args) => serve::serve(&args).map(|()| ExitCode::SUCCESS),
         Command::Completions { shell } => manual::completions(shell).map(|()| ExitCode::SUCCESS),
         Command::Man { dir } => manual::man(dir.as_deref()).map(|()| ExitCode::SUCCESS),
     };

@@ -1,0 +1,40 @@
+//! What a server says about itself.
+
+use tmem_watch::figures;
+
+figures! {
+    /// What a server says about itself. Counters run from its start.
+    Figures {
+        seconds: f64, Gauge, "Seconds since the start of the server.";
+        ram_bytes: u64, Gauge, "What `--ram`, or CONFIG SET maxmemory, says.";
+        used_bytes: u64, Gauge, "What all of it takes at present: the store, tables, buffers of connections, the program's own.";
+        store_bytes: u64, Gauge, "Of that, the store: packed pages, index, contexts.";
+        table_bytes: u64, Gauge, "Of that, tables of keys and pages that are being filled, at most.";
+        buffer_bytes: u64, Gauge, "Of that, buffers of connections.";
+        stored_bytes: u64, Gauge, "Pages that are stored, before they were packed.";
+        packed_bytes: u64, Gauge, "What these take packed.";
+        ratio: f64, Gauge, "`stored_bytes` by the bytes of RAM that the store takes.";
+        keys: u64, Gauge, "Keys, those that have expired or were dropped included until they are found.";
+        hits: u64, Counter, "Reads of values that were there.";
+        misses: u64, Counter, "Reads of values that were not.";
+        expired: u64, Counter, "Keys that have expired.";
+        evicted: u64, Counter, "Keys that were dropped for lack of room.";
+        commands: u64, Counter, "Commands.";
+        wrong_passwords: u64, Counter, "Wrong passwords.";
+        connections: u64, Gauge, "Connections at present.";
+        connections_total: u64, Counter, "Connections that there have been.";
+        connections_refused: u64, Counter, "Connections that were refused because there were too many, or no room for them.";
+        connections_broken: u64, Counter, "Connections that ended because what came was no command.";
+    }
+}
+
+figures! {
+    /// All figures at one moment, for those who look from outside.
+    Snapshot {
+        version: u32, Note, "Version of these figures. Fields may be added without a new one.";
+        pid: i32, Note, "Process number of the server.";
+        address: String, Note, "Where it listens.";
+        metrics: Option<String>, Note, "Where `--metrics` is served.";
+        #[serde(flatten)] figures: Figures, Inline(Figures::FIGURES), "What it says about itself.";
+    }
+}

@@ -1,0 +1,28 @@
+//! RAM for others, and a compressed cache, on the Redis protocol.
+//!
+//! [`Server::bind`] makes the store and listens, [`Server::run`] serves until it is told to stop. See docs/serve.md for what it
+//! understands, and [`shard`] for how values lie.
+
+#![forbid(unsafe_code)]
+
+mod client;
+mod commands;
+mod figures;
+mod glob;
+mod numbers;
+mod reply;
+mod resp;
+mod server;
+mod shard;
+mod space;
+#[doc(hidden)]
+pub mod testing;
+mod worker;
+
+pub use figures::{Figures, Snapshot};
+pub use server::{KIND, Options, PREFIX, Policy, Server, snapshot_of};
+
+/// What can go wrong around a server, in one line that says what to do.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct Error(String);

@@ -1,0 +1,321 @@
+//! The server: a store, its keys, a socket that listens, and a thread for each processor.
+
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, poll};
+use serde_json::Value;
+use tmem::{CodecKind, Config, Store};
+use tmem_net::{Address, Listen, Listener};
+use tmem_watch::{Doors, Figure, Source, VERSION};
+
+use crate::Error;
+use crate::client::Registry;
+use crate::figures::{Figures, Snapshot};
+use crate::space::{Locked, RAM_BYTES_MIN, Space};
+use crate::worker::{self, Worker};
+
+/// Connections at a time.
+const CONNECTIONS_MAX: usize = 65_536;
+/// What the program takes beside everything that is counted.
+const OWN_BYTES: u64 = 1 << 20;
+/// Between two looks at what has expired.
+const LOOK: Duration = Duration::from_millis(100);
+/// Between two steps of making room ahead of need.
+const STEP: Duration = Duration::from_millis(10);
+/// Cold pages are packed again for at most so long at a time.
+const RECOMPRESS: Duration = Duration::from_millis(2);
+/// Looks between two walks over the store.
+const PAUSE_LOOKS: u32 = 100;
+
+/// By what servers are found.
+pub const KIND: &str = "serve";
+/// What their metrics begin with.
+pub const PREFIX: &str = "tmem_serve";
+
+/// What becomes of values when there is no room.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Policy {
+    /// They stay, and new ones are refused.
+    #[default]
+    NoEviction,
+    /// Those that were not used lately are dropped.
+    AllKeysLru,
+}
+
+/// Settings of a server.
+#[derive(Debug)]
+pub struct Options {
+    /// Bytes of RAM that all of it may take.
+    pub ram_bytes: u64,
+    /// What packs values.
+    pub codec: CodecKind,
+    /// What becomes of them when there is no room.
+    pub policy: Policy,
+    /// Where to listen.
+    pub listen: Listen,
+    /// A file whose first line clients have to say.
+    pub password_file: Option<PathBuf>,
+    /// Whoever reaches the address may come in, without a password.
+    pub open_to_all: bool,
+    /// Where metrics are served for Prometheus.
+    pub metrics: Option<SocketAddr>,
+}
+
+/// What happened since the start.
+#[derive(Default)]
+pub struct Counters {
+    pub commands: AtomicU64,
+    pub wrong_passwords: AtomicU64,
+    pub connections: AtomicU64,
+    pub refused: AtomicU64,
+    pub broken: AtomicU64,
+}
+
+/// What all threads share.
+pub struct Shared {
+    pub space: Space,
+    pub password: Option<Vec<u8>>,
+    /// The policy, as CONFIG GET has it.
+    pub policy: String,
+    pub registry: Registry,
+    pub counters: Counters,
+    pub stopping: AtomicBool,
+    pub watch: tmem_watch::Counters,
+    started: Instant,
+}
+
+/// A server that listens.
+pub struct Server {
+    shared: Arc<Shared>,
+    listener: Listener,
+    doors: Option<Doors>,
+}
+
+impl Server {
+    /// Makes the store and listens.
+    ///
+    /// # Errors
+    /// When the options do not fit together, or the address is taken.
+    pub fn bind(options: Options) -> Result<Self, Error> {
+        if options.ram_bytes < RAM_BYTES_MIN {
+            return Err(Error(format!("--ram {} is too little: 16M is the least that works", options.ram_bytes)));
+        }
+        let password = options.password_file.as_deref().map(read_password).transpose()?;
+        let store = Store::new(Config::new(options.ram_bytes - OWN_BYTES).codec(options.codec));
+        let store = store.map_err(|e| Error(format!("no store can be made: {e}")))?;
+        let drops = options.policy != Policy::NoEviction;
+        let space = Space::new(store, options.ram_bytes, OWN_BYTES, drops)?;
+        let doors = Doors::open(KIND, options.metrics).map_err(|e| Error(e.to_string()))?;
+        let listener = Listener::new(options.listen).map_err(|e| Error(e.to_string()))?;
+        check_reach(&listener.address(), password.is_some() || options.open_to_all)?;
+        let policy = if drops { "allkeys-lru" } else { "noeviction" }.to_owned();
+        let shared = Shared {
+            space,
+            password,
+            policy,
+            registry: Registry::default(),
+            counters: Counters::default(),
+            stopping: AtomicBool::new(false),
+            watch: tmem_watch::Counters::default(),
+            started: Instant::now(),
+        };
+        Ok(Self { shared: Arc::new(shared), listener, doors: Some(doors) })
+    }
+
+    /// Where it listens in the end.
+    pub fn address(&self) -> Address {
+        self.listener.address()
+    }
+
+    /// Serves until `stop` can be read or its other end is closed.
+    ///
+    /// # Errors
+    /// When threads cannot be started, or waiting for clients fails.
+    pub fn run(&mut self, stop: BorrowedFd<'_>) -> Result<(), Error> {
+        let shared = &self.shared;
+        if let Some(doors) = self.doors.take() {
+            let (address, metrics) = (self.address().to_string(), doors.metrics_address());
+            tmem_watch::start(Seen { shared: Arc::clone(shared), address, metrics }, doors);
+        }
+        let failed = |e: std::io::Error| Error(format!("no thread can be started: {e}"));
+        let mut workers = Vec::new();
+        let mut threads = Vec::new();
+        for number in 0..thread::available_parallelism().map_or(1, usize::from) {
+            let worker = Arc::new(Worker::new(Arc::clone(shared)).map_err(failed)?);
+            let serves = Arc::clone(&worker);
+            let thread = thread::Builder::new().name(format!("tmem-serve-{number}"));
+            threads.push(thread.spawn(move || worker::serve(&serves)).map_err(failed)?);
+            workers.push(worker);
+        }
+        let upkeep = {
+            let shared = Arc::clone(shared);
+            thread::Builder::new().name("tmem-upkeep".to_owned()).spawn(move || keep_up(&shared)).map_err(failed)?
+        };
+        let accepted = self.accept_all(stop, &workers);
+        shared.stopping.store(true, Relaxed);
+        workers.iter().for_each(|worker| worker.wake());
+        upkeep.thread().unpark();
+        // What panicked has told so by then.
+        threads.into_iter().for_each(|thread| drop(thread.join()));
+        let _ = upkeep.join();
+        accepted
+    }
+
+    fn accept_all(&self, stop: BorrowedFd<'_>, workers: &[Arc<Worker>]) -> Result<(), Error> {
+        let mut turn = 0;
+        loop {
+            let mut fds =
+                [PollFd::new(&stop, PollFlags::IN), PollFd::from_borrowed_fd(self.listener.as_fd(), PollFlags::IN)];
+            match poll(&mut fds, None) {
+                Ok(_) => {}
+                Err(rustix::io::Errno::INTR) => continue,
+                Err(e) => return Err(Error(format!("waiting for clients fails: {e}"))),
+            }
+            if !fds[0].revents().is_empty() {
+                return Ok(());
+            }
+            match self.listener.accept() {
+                Ok(stream) => {
+                    let counters = &self.shared.counters;
+                    let id = counters.connections.fetch_add(1, Relaxed) + 1;
+                    if self.shared.registry.count() >= CONNECTIONS_MAX || stream.prepare(false).is_err() {
+                        counters.refused.fetch_add(1, Relaxed);
+                        continue;
+                    }
+                    turn += 1;
+                    workers[turn % workers.len()].take(id, stream);
+                }
+                // Gone again, or no descriptor to be had: poll would say the same at once.
+                Err(e) if e.kind() != std::io::ErrorKind::WouldBlock => thread::sleep(Duration::from_millis(20)),
+                Err(_) => {}
+            }
+        }
+    }
+}
+
+/// Nobody comes in from another machine without a password, unless that is wanted.
+fn check_reach(address: &Address, guarded: bool) -> Result<(), Error> {
+    let Address::Tcp(text) = address else { return Ok(()) };
+    let loopback = text.parse::<SocketAddr>().is_ok_and(|address| address.ip().is_loopback());
+    if loopback || guarded {
+        return Ok(());
+    }
+    Err(Error(format!(
+        "{text} can be reached from other machines: give --password-file, or --open-to-all if that is meant"
+    )))
+}
+
+fn read_password(path: &std::path::Path) -> Result<Vec<u8>, Error> {
+    let failed = |why: &dyn std::fmt::Display| Error(format!("--password-file {}: {why}", path.display()));
+    let bytes = std::fs::read(path).map_err(|e| failed(&e))?;
+    let line = bytes.split(|&byte| byte == b'\n').next().unwrap_or_default();
+    let line = line.strip_suffix(b"\r").unwrap_or(line);
+    if line.is_empty() {
+        return Err(failed(&"its first line is empty"));
+    }
+    Ok(line.to_vec())
+}
+
+fn keep_up(shared: &Shared) {
+    let store = shared.space.store();
+    let (mut looked, mut pause) = (Instant::now(), PAUSE_LOOKS);
+    while !shared.stopping.load(Relaxed) {
+        thread::park_timeout(STEP);
+        if shared.space.drops {
+            store.balance(None);
+        }
+        if looked.elapsed() < LOOK {
+            continue;
+        }
+        looked = Instant::now();
+        shared.space.keep_up();
+        store.maintain();
+        pause = pause.saturating_sub(1);
+        if pause == 0 && store.recompress(RECOMPRESS).walked {
+            pause = PAUSE_LOOKS;
+        }
+    }
+}
+
+impl Shared {
+    /// The longest value that is taken: a quarter of the RAM.
+    pub fn value_bytes_max(&self) -> usize {
+        (self.space.ram_bytes() / 4) as usize
+    }
+
+    /// Figures of this moment. Everything is locked.
+    pub fn figures_with(&self, locked: &mut Locked<'_>) -> Figures {
+        let stats = self.space.store().stats();
+        let (mut keys, mut expired, mut evicted, mut table_bytes) = (0, 0, 0, 0);
+        locked.each(|shard, _| {
+            keys += (0..16).map(|db| u64::from(shard.keys(db).0)).sum::<u64>();
+            expired += shard.expired;
+            evicted += shard.evicted;
+            table_bytes += shard.bytes();
+        });
+        let counters = &self.counters;
+        Figures {
+            seconds: self.started.elapsed().as_secs_f64(),
+            ram_bytes: self.space.ram_bytes(),
+            used_bytes: self.space.used_bytes(),
+            store_bytes: stats.memory_bytes,
+            table_bytes,
+            buffer_bytes: self.space.buffers.load(Relaxed),
+            stored_bytes: stats.original_bytes,
+            packed_bytes: stats.compressed_bytes,
+            ratio: stats.original_bytes as f64 / stats.memory_bytes.max(1) as f64,
+            keys,
+            hits: self.space.hits.load(Relaxed),
+            misses: self.space.misses.load(Relaxed),
+            expired,
+            evicted,
+            commands: counters.commands.load(Relaxed),
+            wrong_passwords: counters.wrong_passwords.load(Relaxed),
+            connections: self.registry.count() as u64,
+            connections_total: counters.connections.load(Relaxed),
+            connections_refused: counters.refused.load(Relaxed),
+            connections_broken: counters.broken.load(Relaxed),
+        }
+    }
+}
+
+/// Reads the figures of a server.
+///
+/// # Errors
+/// When they are none: what to tell the user.
+pub fn snapshot_of(figures: Value) -> Result<Snapshot, String> {
+    serde_json::from_value(figures).map_err(|_| "its answer is not understood".to_owned())
+}
+
+/// A server that listens somewhere.
+struct Seen {
+    shared: Arc<Shared>,
+    address: String,
+    metrics: Option<String>,
+}
+
+impl Source for Seen {
+    type Figures = Snapshot;
+    const FIGURES: &'static [Figure] = Snapshot::FIGURES;
+    const PREFIX: &'static str = PREFIX;
+
+    fn take(&self) -> Option<Snapshot> {
+        let figures = self.shared.figures_with(&mut self.shared.space.lock_all());
+        let (address, metrics) = (self.address.clone(), self.metrics.clone());
+        Some(Snapshot { version: VERSION, pid: std::process::id() as i32, address, metrics, figures })
+    }
+
+    fn counters(&self) -> &tmem_watch::Counters {
+        &self.shared.watch
+    }
+
+    fn is_over(&self) -> bool {
+        self.shared.stopping.load(Relaxed)
+    }
+}

@@ -1,0 +1,618 @@
+//! A part of all keys: where each value lies, and the page that small ones are being written to.
+//!
+//! A small value lies in a page together with others, each as a *record*: its database, its key, the value. The page that is being
+//! filled is in the shard, as it is; when it is full it goes to the store, where it is packed as a whole, so that short texts are packed
+//! together. A large value has pages of its own, so that each can be read into an answer directly; its key stands behind it. An entry of the
+//! table has 32 bytes: a keyed hash of 128 bits, which stands for the key, a place, and when it expires. Keys are read again only when
+//! somebody wants to see them all.
+//!
+//! Records that are dead are counted by page. A page that is less than half alive is taken apart: what lives goes on to the open page.
+
+use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
+
+use tmem::{Key, ObjectId, PAGE_SIZE, Page, PoolId, Store};
+
+use crate::numbers::Numbers;
+
+/// Databases, as Redis has them if nothing else is said.
+pub const DATABASES: usize = 16;
+/// The longest record of a small value.
+const RECORD_BYTES_MAX: usize = PAGE_SIZE / 2;
+/// Its database, the length of its key and of its value.
+const HEAD_BYTES: usize = 5;
+/// The length of a key behind a large value.
+const TAIL_BYTES: usize = 4;
+/// A page with less that lives in it is taken apart.
+const LIVE_BYTES_MIN: u16 = (PAGE_SIZE / 2) as u16;
+
+/// A key, as the table knows it: its hash, in its database.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Name {
+    /// The keyed hash of database and key.
+    pub hash: u128,
+    /// The database.
+    pub db: u8,
+}
+
+/// Where a value lies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
+    /// A record of so many bytes in a page, from there on.
+    Small { page: u32, offset: u16, bytes: u16 },
+    /// A value of so many bytes, from the beginning of a page on.
+    Large { page: u32, bytes: u32 },
+}
+
+impl Place {
+    const LARGE: u64 = 1 << 63;
+
+    fn to_bits(self) -> u64 {
+        match self {
+            Self::Small { page, offset, bytes } => u64::from(page) << 24 | u64::from(offset) << 12 | u64::from(bytes),
+            Self::Large { page, bytes } => Self::LARGE | u64::from(page) << 30 | u64::from(bytes),
+        }
+    }
+
+    fn from_bits(bits: u64) -> Self {
+        if bits & Self::LARGE != 0 {
+            return Self::Large { page: (bits >> 30) as u32 & 0x7fff_ffff, bytes: bits as u32 & 0x3fff_ffff };
+        }
+        Self::Small { page: (bits >> 24) as u32, offset: (bits >> 12) as u16 & 0xfff, bytes: bits as u16 & 0xfff }
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Entry {
+    place: u64,
+    /// Milliseconds since 1970 when it expires, 0 if never; and the database in the lowest four bits.
+    rest: u64,
+}
+
+const _: () = assert!(size_of::<(u128, Entry)>() == 32);
+
+/// The hash is one already.
+#[derive(Default)]
+struct AsItIs(u64);
+
+impl Hasher for AsItIs {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, _: &[u8]) {
+        unreachable!("only hashes are hashed");
+    }
+
+    fn write_u128(&mut self, hash: u128) {
+        self.0 = (hash >> 64) as u64;
+    }
+}
+
+/// Why a value was not taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Full;
+
+/// What is common to all shards.
+pub trait Around: Sync {
+    /// Room for so many more bytes of tables; makes some, if it can.
+    fn make_room(&self, bytes: u64) -> Result<(), Full>;
+    /// The keyed hash of a key in its database.
+    fn hash(&self, db: u8, key: &[u8]) -> u128;
+}
+
+/// What a shard needs of its surroundings.
+#[derive(Clone, Copy)]
+pub struct Ground<'a> {
+    pub store: &'a Store,
+    pub pool: PoolId,
+    /// What else there is to ask.
+    pub around: &'a dyn Around,
+    /// Milliseconds since 1970.
+    pub now: u64,
+}
+
+/// A part of all keys.
+pub struct Shard {
+    number: u64,
+    table: HashMap<u128, Entry, BuildHasherDefault<AsItIs>>,
+    numbers: Numbers,
+    /// Bytes of living records, by page.
+    live: Vec<u16>,
+    /// Pages that have become less than half alive.
+    sparse: Vec<u32>,
+    /// The page that is being filled, where it will be, and how much of it is.
+    open: Box<Page>,
+    open_page: Option<u32>,
+    open_bytes: usize,
+    /// Keys of each database.
+    keys: [u32; DATABASES],
+    /// Those of them that expire.
+    expiring: [u32; DATABASES],
+    /// Values that the store has dropped.
+    pub evicted: u64,
+    /// Keys that have expired.
+    pub expired: u64,
+}
+
+/// When a key expires.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Expiry {
+    /// As it did before.
+    Keep,
+    /// At a time, in milliseconds since 1970; never for 0.
+    At(u64),
+}
+
+impl Shard {
+    /// An empty one.
+    pub fn new(number: usize) -> Self {
+        Self {
+            number: number as u64,
+            table: HashMap::default(),
+            numbers: Numbers::default(),
+            live: Vec::new(),
+            sparse: Vec::new(),
+            open: Box::new([0; PAGE_SIZE]),
+            open_page: None,
+            open_bytes: 0,
+            keys: [0; DATABASES],
+            expiring: [0; DATABASES],
+            evicted: 0,
+            expired: 0,
+        }
+    }
+
+    /// Bytes that it takes beside the store.
+    pub fn bytes(&self) -> u64 {
+        let tables =
+            table_bytes(self.table.capacity()) + self.numbers.bytes() + self.live.capacity() * size_of::<u16>();
+        (size_of::<Self>() + PAGE_SIZE + tables) as u64
+    }
+
+    /// Keys of a database, and those of them that expire.
+    pub fn keys(&self, db: u8) -> (u32, u32) {
+        (self.keys[usize::from(db)], self.expiring[usize::from(db)])
+    }
+
+    fn key_of(&self, ground: Ground<'_>, page: u32) -> Key {
+        Key::new(ground.pool, ObjectId([self.number, 0, 0]), page)
+    }
+
+    /// Looks a key up; what has expired is removed on the way.
+    fn find(&mut self, ground: Ground<'_>, name: Name) -> Option<Entry> {
+        let entry = *self.table.get(&name.hash)?;
+        let at = entry.rest >> 4;
+        if at != 0 && at <= ground.now {
+            self.expired += 1;
+            self.remove(ground, name);
+            return None;
+        }
+        Some(entry)
+    }
+
+    /// When a key expires, 0 for never; nothing if it is not there.
+    pub fn expiry(&mut self, ground: Ground<'_>, name: Name) -> Option<u64> {
+        self.find(ground, name).map(|entry| entry.rest >> 4)
+    }
+
+    /// Lets a key expire at a time, or never for 0. `false` if it is not there.
+    pub fn set_expiry(&mut self, ground: Ground<'_>, name: Name, at: u64) -> bool {
+        let Some(entry) = self.find(ground, name) else { return false };
+        self.enter(name, Entry { place: entry.place, rest: at << 4 | u64::from(name.db) });
+        true
+    }
+
+    /// Puts an entry in place of the one that there is, if there is one, and counts it.
+    fn enter(&mut self, name: Name, entry: Entry) {
+        let db = usize::from(name.db);
+        let before = self.table.insert(name.hash, entry);
+        self.keys[db] += u32::from(before.is_none());
+        self.expiring[db] -= u32::from(before.is_some_and(|before| before.rest >> 4 != 0));
+        self.expiring[db] += u32::from(entry.rest >> 4 != 0);
+    }
+
+    /// Bytes of a value; nothing if it is not there.
+    pub fn length(&mut self, ground: Ground<'_>, name: Name) -> Option<usize> {
+        match Place::from_bits(self.find(ground, name)?.place) {
+            Place::Large { bytes, .. } => Some(bytes as usize),
+            // The page may have been dropped, so it has to be looked at.
+            Place::Small { .. } => self.with_record(ground, name, |record| record.value.len()),
+        }
+    }
+
+    /// Shows the record of a small value. One that the store has dropped is removed.
+    fn with_record<T>(&mut self, ground: Ground<'_>, name: Name, with: impl FnOnce(Record<'_>) -> T) -> Option<T> {
+        let entry = *self.table.get(&name.hash)?;
+        let Place::Small { page, offset, bytes } = Place::from_bits(entry.place) else { return None };
+        let range = usize::from(offset)..usize::from(offset + bytes);
+        if self.open_page == Some(page) {
+            return Some(with(Record::read(&self.open[range])?));
+        }
+        let mut copy = [0; PAGE_SIZE];
+        if ground.store.get(self.key_of(ground, page), &mut copy).unwrap_or(false)
+            && let Some(record) = Record::read(&copy[range])
+        {
+            return Some(with(record));
+        }
+        self.evicted += 1;
+        self.remove(ground, name);
+        None
+    }
+
+    /// Reads a part of a value behind what `out` has: that which `part` says when it is told how long the value is; it may add to
+    /// `out` what is to stand in front. `false` if the key is not there; then `out` is as it was.
+    pub fn read(
+        &mut self,
+        ground: Ground<'_>,
+        name: Name,
+        out: &mut Vec<u8>,
+        part: impl FnOnce(usize, &mut Vec<u8>) -> std::ops::Range<usize>,
+    ) -> bool {
+        let Some(entry) = self.find(ground, name) else { return false };
+        let before = out.len();
+        match Place::from_bits(entry.place) {
+            Place::Small { .. } => self
+                .with_record(ground, name, |record| {
+                    let range = part(record.value.len(), out);
+                    out.extend_from_slice(&record.value[range]);
+                })
+                .is_some(),
+            Place::Large { page, bytes } => {
+                let range = part(bytes as usize, out);
+                if self.read_large(ground, page, range, out) {
+                    return true;
+                }
+                out.truncate(before);
+                self.evicted += 1;
+                self.remove(ground, name);
+                false
+            }
+        }
+    }
+
+    /// Reads bytes of a run of pages; `false` if one is gone.
+    fn read_large(&self, ground: Ground<'_>, first: u32, range: std::ops::Range<usize>, out: &mut Vec<u8>) -> bool {
+        let mut at = range.start;
+        out.reserve(range.len());
+        while at < range.end {
+            let (number, within) = (first + (at / PAGE_SIZE) as u32, at % PAGE_SIZE);
+            let bytes = (PAGE_SIZE - within).min(range.end - at);
+            let key = self.key_of(ground, number);
+            let start = out.len();
+            let found = if bytes == PAGE_SIZE {
+                out.resize(start + PAGE_SIZE, 0);
+                let page = out[start..].first_chunk_mut().expect("a page was made room for");
+                ground.store.get(key, page)
+            } else {
+                let mut page = [0; PAGE_SIZE];
+                let found = ground.store.get(key, &mut page);
+                out.extend_from_slice(&page[within..within + bytes]);
+                found
+            };
+            if !found.unwrap_or(false) {
+                return false;
+            }
+            at += bytes;
+        }
+        true
+    }
+
+    /// Stores a value. If there is no room for it the key has what it had before.
+    pub fn write(
+        &mut self,
+        ground: Ground<'_>,
+        name: Name,
+        key: &[u8],
+        value: &[u8],
+        expiry: Expiry,
+    ) -> Result<(), Full> {
+        let before = self.find(ground, name);
+        let at = match (expiry, before) {
+            (Expiry::At(at), _) => at,
+            (Expiry::Keep, Some(entry)) => entry.rest >> 4,
+            (Expiry::Keep, None) => 0,
+        };
+        if before.is_none() && self.table.len() == self.table.capacity() {
+            let more = table_bytes(2 * self.table.capacity().max(4));
+            ground.around.make_room(more as u64)?;
+        }
+        let record = Record { db: name.db, key, value };
+        let place = if record.bytes() <= RECORD_BYTES_MAX {
+            self.append(ground, &record)?
+        } else {
+            self.write_large(ground, key, value)?
+        };
+        // What there was before may have moved when a page was taken apart.
+        if let Some(before) = self.table.get(&name.hash).copied() {
+            self.forget(ground, Place::from_bits(before.place));
+        }
+        self.enter(name, Entry { place: place.to_bits(), rest: at << 4 | u64::from(name.db) });
+        self.clean(ground);
+        Ok(())
+    }
+
+    /// Adds a record to the open page, or to the next one.
+    fn append(&mut self, ground: Ground<'_>, record: &Record<'_>) -> Result<Place, Full> {
+        let bytes = record.bytes();
+        if self.open_bytes + bytes > PAGE_SIZE {
+            self.seal(ground)?;
+        }
+        let page = match self.open_page {
+            Some(page) => page,
+            None => {
+                let page = self.take_numbers(ground, 1)?;
+                self.open_page = Some(page);
+                page
+            }
+        };
+        let offset = self.open_bytes;
+        record.write(&mut self.open[offset..offset + bytes]);
+        self.open_bytes += bytes;
+        self.live[page as usize] += bytes as u16;
+        Ok(Place::Small { page, offset: offset as u16, bytes: bytes as u16 })
+    }
+
+    /// Gives the open page to the store. If it has no room, the page stays open.
+    fn seal(&mut self, ground: Ground<'_>) -> Result<(), Full> {
+        let Some(page) = self.open_page else { return Ok(()) };
+        if self.live[page as usize] > 0 {
+            // What is left of older records behind the end is not to be packed.
+            self.open[self.open_bytes..].fill(0);
+            ground.store.overwrite(self.key_of(ground, page), &self.open).map_err(|_| Full)?;
+        } else {
+            self.numbers.give_back(page);
+        }
+        (self.open_page, self.open_bytes) = (None, 0);
+        Ok(())
+    }
+
+    fn take_numbers(&mut self, ground: Ground<'_>, count: usize) -> Result<u32, Full> {
+        let first = self.numbers.take(count).ok_or(Full)?;
+        let end = first as usize + count;
+        if end > self.live.len() {
+            if end > self.live.capacity() {
+                let more = end.max(self.live.capacity() + self.live.capacity() / 4 + 64) - self.live.len();
+                if ground.around.make_room((more * size_of::<u16>()) as u64).is_err() {
+                    self.numbers.give_back(first);
+                    return Err(Full);
+                }
+                self.live.reserve_exact(more);
+            }
+            self.live.resize(end, 0);
+        }
+        Ok(first)
+    }
+
+    /// Writes a value, and its key behind it, to pages of its own.
+    fn write_large(&mut self, ground: Ground<'_>, key: &[u8], value: &[u8]) -> Result<Place, Full> {
+        let all = value.len() + TAIL_BYTES + key.len();
+        let count = all.div_ceil(PAGE_SIZE);
+        let first = self.take_numbers(ground, count)?;
+        let tail = (key.len() as u32).to_le_bytes();
+        let rest = [&value[value.len() / PAGE_SIZE * PAGE_SIZE..], &tail, key].concat();
+        let (whole, _) = value.as_chunks::<PAGE_SIZE>();
+        let (rest_whole, end) = rest.as_chunks::<PAGE_SIZE>();
+        let mut last = [0; PAGE_SIZE];
+        last[..end.len()].copy_from_slice(end);
+        let last = (!end.is_empty()).then_some(&last);
+        for (number, page) in (first..).zip(whole.iter().chain(rest_whole).chain(last)) {
+            if ground.store.put(self.key_of(ground, number), page).is_err() {
+                self.flush_run(ground, first);
+                return Err(Full);
+            }
+        }
+        Ok(Place::Large { page: first, bytes: value.len() as u32 })
+    }
+
+    /// Forgets the pages of a run, and its numbers.
+    fn flush_run(&mut self, ground: Ground<'_>, first: u32) {
+        let count = self.numbers.run(first);
+        ground.store.flush_range(ground.pool, ObjectId([self.number, 0, 0]), first..first + count);
+        self.numbers.give_back(first);
+    }
+
+    /// What lies there is needed no more.
+    fn forget(&mut self, ground: Ground<'_>, place: Place) {
+        match place {
+            Place::Large { page, .. } => self.flush_run(ground, page),
+            Place::Small { page, bytes, .. } => {
+                self.live[page as usize] -= bytes;
+                let left = self.live[page as usize];
+                if self.open_page == Some(page) {
+                    if left == 0 {
+                        self.open_bytes = 0;
+                    }
+                } else if left == 0 {
+                    self.flush_run(ground, page);
+                } else if left < LIVE_BYTES_MIN && left + bytes >= LIVE_BYTES_MIN {
+                    self.sparse.push(page);
+                }
+            }
+        }
+    }
+
+    /// Takes apart the pages that have become sparse. Where there is no room for it they stay as they are.
+    fn clean(&mut self, ground: Ground<'_>) {
+        while let Some(page) = self.sparse.pop() {
+            // It may have become another one meanwhile.
+            if self.open_page == Some(page) || !(1..LIVE_BYTES_MIN).contains(&self.live[page as usize]) {
+                continue;
+            }
+            if !self.take_apart(ground, page) {
+                return;
+            }
+        }
+    }
+
+    /// Moves what lives in a page to the open one. `false` if there was no room for all of it.
+    fn take_apart(&mut self, ground: Ground<'_>, page: u32) -> bool {
+        let mut copy = [0; PAGE_SIZE];
+        if !ground.store.get(self.key_of(ground, page), &mut copy).unwrap_or(false) {
+            // Dropped: its keys are found out one by one.
+            return true;
+        }
+        let mut offset = 0;
+        while let Some(record) = Record::read(&copy[offset..]) {
+            let bytes = record.bytes();
+            let here = Place::Small { page, offset: offset as u16, bytes: bytes as u16 };
+            offset += bytes;
+            let hash = ground.around.hash(record.db, record.key);
+            let Some(entry) = self.table.get(&hash).copied().filter(|entry| entry.place == here.to_bits()) else {
+                continue;
+            };
+            let Ok(place) = self.append(ground, &record) else { return false };
+            self.table.insert(hash, Entry { place: place.to_bits(), rest: entry.rest });
+            self.live[page as usize] -= bytes as u16;
+        }
+        self.live[page as usize] = 0;
+        self.flush_run(ground, page);
+        true
+    }
+
+    /// Removes a key. `false` if it is not there.
+    pub fn remove(&mut self, ground: Ground<'_>, name: Name) -> bool {
+        let Some(entry) = self.table.remove(&name.hash) else { return false };
+        let db = usize::from(name.db);
+        self.keys[db] -= 1;
+        self.expiring[db] -= u32::from(entry.rest >> 4 != 0);
+        self.forget(ground, Place::from_bits(entry.place));
+        true
+    }
+
+    /// The key of an entry.
+    fn key(&mut self, ground: Ground<'_>, name: Name) -> Option<Vec<u8>> {
+        let entry = self.find(ground, name)?;
+        match Place::from_bits(entry.place) {
+            Place::Small { .. } => self.with_record(ground, name, |record| record.key.to_vec()),
+            Place::Large { page, bytes } => {
+                let (at, mut tail, mut key) = (bytes as usize, Vec::new(), Vec::new());
+                let found = self.read_large(ground, page, at..at + TAIL_BYTES, &mut tail);
+                let length = tail.first_chunk().map(|tail| u32::from_le_bytes(*tail) as usize).filter(|_| found)?;
+                let start = at + TAIL_BYTES;
+                self.read_large(ground, page, start..start + length, &mut key).then_some(key)
+            }
+        }
+    }
+
+    /// Shows keys of a database in the order of their hashes, from one on: at least `count` of them, if there are so many. Says which hash
+    /// comes next.
+    pub fn scan(
+        &mut self,
+        ground: Ground<'_>,
+        db: u8,
+        from: u64,
+        count: usize,
+        with: &mut dyn FnMut(Vec<u8>),
+    ) -> Option<u64> {
+        let of_db = |(hash, entry): (&u128, &Entry)| (entry.rest & 15 == u64::from(db)).then_some(*hash);
+        let mut hashes: Vec<u128> = self.table.iter().filter_map(of_db).filter(|hash| order(*hash) >= from).collect();
+        let mut next = None;
+        if hashes.len() > count {
+            // Those that are equal as far as the cursor tells come together.
+            let (_, last, _) = hashes.select_nth_unstable_by_key(count - 1, |hash| order(*hash));
+            let last = order(*last);
+            hashes.retain(|hash| order(*hash) <= last);
+            next = Some(last + 1);
+        }
+        for hash in hashes {
+            if let Some(key) = self.key(ground, Name { hash, db }) {
+                with(key);
+            }
+        }
+        next
+    }
+
+    /// A key of a database, if there is one: the first whose hash is not less.
+    pub fn any(&mut self, ground: Ground<'_>, db: u8, from: u64) -> Option<Vec<u8>> {
+        let of_db = self.table.iter().filter(|(_, entry)| entry.rest & 15 == u64::from(db));
+        let mut hashes: Vec<u128> = of_db.map(|(hash, _)| *hash).collect();
+        hashes.sort_unstable_by_key(|hash| order(*hash).wrapping_sub(from));
+        hashes.into_iter().find_map(|hash| self.key(ground, Name { hash, db }))
+    }
+
+    /// Removes all keys of a database, or of all.
+    pub fn flush(&mut self, ground: Ground<'_>, db: Option<u8>) {
+        if db.is_none() || self.keys.iter().enumerate().all(|(at, keys)| Some(at as u8) == db || *keys == 0) {
+            ground.store.flush_object(ground.pool, ObjectId([self.number, 0, 0]));
+            let (evicted, expired) = (self.evicted, self.expired);
+            *self = Self { evicted, expired, ..Self::new(self.number as usize) };
+            return;
+        }
+        let of_db = |entry: &Entry| db.is_some_and(|db| entry.rest & 15 == u64::from(db));
+        let gone: Vec<u128> = self.table.iter().filter(|(_, entry)| of_db(entry)).map(|(hash, _)| *hash).collect();
+        for hash in gone {
+            self.remove(ground, Name { hash, db: db.unwrap_or_default() });
+        }
+        self.table.shrink_to_fit();
+    }
+
+    /// Removes what has expired and, if asked to, what the store has dropped.
+    pub fn sweep(&mut self, ground: Ground<'_>, dropped: bool) {
+        let mut gone = Vec::new();
+        let expiring = self.expiring.iter().any(|keys| *keys > 0);
+        if expiring || dropped {
+            for (hash, entry) in &self.table {
+                let name = Name { hash: *hash, db: (entry.rest & 15) as u8 };
+                let at = entry.rest >> 4;
+                let page = match Place::from_bits(entry.place) {
+                    Place::Small { page, .. } | Place::Large { page, .. } => page,
+                };
+                if at != 0 && at <= ground.now {
+                    gone.push(name);
+                    self.expired += 1;
+                } else if dropped && self.open_page != Some(page) && !ground.store.contains(self.key_of(ground, page)) {
+                    gone.push(name);
+                    self.evicted += 1;
+                }
+            }
+        }
+        for name in gone {
+            self.remove(ground, name);
+        }
+        self.clean(ground);
+        if self.table.capacity() > 64 && self.table.len() * 8 < self.table.capacity() {
+            self.table.shrink_to(self.table.len() * 2);
+        }
+    }
+}
+
+/// What is left of a hash in a cursor.
+fn order(hash: u128) -> u64 {
+    (hash >> 80) as u64
+}
+
+/// Bytes of a table with room for so many entries, about.
+fn table_bytes(capacity: usize) -> usize {
+    if capacity == 0 { 0 } else { (capacity * 8 / 7).next_power_of_two() * (size_of::<(u128, Entry)>() + 1) }
+}
+
+/// A small value.
+struct Record<'a> {
+    db: u8,
+    key: &'a [u8],
+    value: &'a [u8],
+}
+
+impl<'a> Record<'a> {
+    fn bytes(&self) -> usize {
+        HEAD_BYTES + self.key.len() + self.value.len()
+    }
+
+    /// The record at the front of bytes; none where nothing was written.
+    fn read(bytes: &'a [u8]) -> Option<Self> {
+        let (head, rest) = bytes.split_first_chunk::<HEAD_BYTES>()?;
+        let db = head[0].checked_sub(1)?;
+        let length = |at: usize| usize::from(u16::from_le_bytes([head[at], head[at + 1]]));
+        let (key, rest) = rest.split_at_checked(length(1))?;
+        Some(Self { db, key, value: rest.get(..length(3))? })
+    }
+
+    fn write(&self, out: &mut [u8]) {
+        out[0] = self.db + 1;
+        out[1..3].copy_from_slice(&(self.key.len() as u16).to_le_bytes());
+        out[3..5].copy_from_slice(&(self.value.len() as u16).to_le_bytes());
+        out[HEAD_BYTES..HEAD_BYTES + self.key.len()].copy_from_slice(self.key);
+        out[HEAD_BYTES + self.key.len()..].copy_from_slice(self.value);
+    }
+}

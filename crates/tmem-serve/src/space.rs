@@ -1,0 +1,251 @@
+//! All keys: shards by hash, each under a lock of its own, over one store.
+
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use siphasher::sip128::{Hasher128, SipHasher13};
+use std::hash::Hasher;
+use tmem::{PAGE_SIZE, PoolId, PoolKind, PoolOptions, Store};
+
+use crate::Error;
+use crate::shard::{Around, Full, Ground, Name, Shard};
+
+/// Locks: more than there will be threads.
+const SHARDS: usize = 64;
+/// The least RAM that is good for something.
+pub const RAM_BYTES_MIN: u64 = 16 << 20;
+/// Bits of a hash in a cursor.
+const CURSOR_BITS: u32 = 48;
+
+/// All keys.
+pub struct Space {
+    store: Store,
+    pool: PoolId,
+    shards: Box<[Mutex<Shard>]>,
+    seed: [u8; 16],
+    /// What everything may take.
+    ram_bytes: AtomicU64,
+    /// What the program takes beside tables, buffers and the store.
+    fixed_bytes: u64,
+    /// Bytes of tables, at most.
+    tables: AtomicU64,
+    /// Bytes of buffers of connections.
+    pub buffers: AtomicU64,
+    /// Values may be dropped when there is no room: allkeys-*.
+    pub drops: bool,
+    /// Pages that had been dropped when it was looked for them last.
+    seen_evictions: AtomicU64,
+    pub hits: AtomicU64,
+    pub misses: AtomicU64,
+}
+
+/// Milliseconds since 1970.
+pub fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
+}
+
+impl Around for Space {
+    fn make_room(&self, bytes: u64) -> Result<(), Full> {
+        self.tables.fetch_add(bytes, Relaxed);
+        let room = self.settle();
+        if room.is_err() {
+            self.tables.fetch_sub(bytes, Relaxed);
+        }
+        room
+    }
+
+    fn hash(&self, db: u8, key: &[u8]) -> u128 {
+        let mut hasher = SipHasher13::new_with_key(&self.seed);
+        hasher.write(&[db]);
+        hasher.write(key);
+        hasher.finish128().as_u128()
+    }
+}
+
+impl Space {
+    /// An empty one.
+    pub fn new(store: Store, ram_bytes: u64, fixed_bytes: u64, drops: bool) -> Result<Self, Error> {
+        let kind = if drops { PoolKind::Ephemeral } else { PoolKind::Persistent };
+        let pool =
+            store.create_pool(kind, PoolOptions::default()).map_err(|e| Error(format!("no room for keys: {e}")))?;
+        let mut seed = [0; 16];
+        rustix::rand::getrandom(&mut seed, rustix::rand::GetRandomFlags::empty())
+            .map_err(|e| Error(format!("the system has no random numbers: {e}")))?;
+        let space = Self {
+            store,
+            pool,
+            shards: (0..SHARDS).map(|number| Mutex::new(Shard::new(number))).collect(),
+            seed,
+            ram_bytes: AtomicU64::new(ram_bytes),
+            fixed_bytes,
+            tables: AtomicU64::new(0),
+            buffers: AtomicU64::new(0),
+            drops,
+            seen_evictions: AtomicU64::new(0),
+            hits: AtomicU64::new(0),
+            misses: AtomicU64::new(0),
+        };
+        space.count_tables();
+        space.settle().map_err(|_| Error("--ram is too little".to_owned()))?;
+        Ok(space)
+    }
+
+    pub fn store(&self) -> &Store {
+        &self.store
+    }
+
+    /// What everything may take.
+    pub fn ram_bytes(&self) -> u64 {
+        self.ram_bytes.load(Relaxed)
+    }
+
+    /// Changes what everything may take. If less is taken away than asked for, nothing changes.
+    pub fn set_ram_bytes(&self, bytes: u64) -> Result<(), Full> {
+        let before = self.ram_bytes.swap(bytes, Relaxed);
+        let room = if bytes < RAM_BYTES_MIN { Err(Full) } else { self.settle() };
+        if room.is_err() {
+            self.ram_bytes.store(before, Relaxed);
+        }
+        room
+    }
+
+    /// What everything takes at present.
+    pub fn used_bytes(&self) -> u64 {
+        self.store.memory_bytes() + self.beside_store()
+    }
+
+    fn beside_store(&self) -> u64 {
+        self.fixed_bytes + self.tables.load(Relaxed) + self.buffers.load(Relaxed)
+    }
+
+    /// Gives the store what is left by everything else; makes it smaller for that, if it can.
+    pub fn settle(&self) -> Result<(), Full> {
+        let left = self.ram_bytes().saturating_sub(self.beside_store());
+        loop {
+            let taken = self.store.memory_bytes();
+            if taken <= left {
+                self.store.set_budget(left);
+                return Ok(());
+            }
+            let frames = (taken - left).div_ceil(PAGE_SIZE as u64);
+            if !self.drops || self.store.reclaim(frames, None).frames == 0 {
+                return Err(Full);
+            }
+        }
+    }
+
+    fn count_tables(&self) {
+        let bytes = self.shards.iter().map(|shard| lock(shard).bytes()).sum();
+        self.tables.store(bytes, Relaxed);
+    }
+
+    fn ground(&self, now: u64) -> Ground<'_> {
+        Ground { store: &self.store, pool: self.pool, around: self, now }
+    }
+
+    /// How the table knows a key.
+    pub fn name(&self, db: u8, key: &[u8]) -> Name {
+        Name { hash: self.hash(db, key), db }
+    }
+
+    /// Locks what these keys lie in, in order, so that nobody waits for ever.
+    pub fn lock(&self, names: &[Name]) -> Locked<'_> {
+        let mut numbers: Vec<usize> = names.iter().map(shard_of).collect();
+        numbers.sort_unstable();
+        numbers.dedup();
+        let guards = numbers.into_iter().map(|number| (number, lock(&self.shards[number]))).collect();
+        Locked { space: self, guards, now: now() }
+    }
+
+    /// Locks everything.
+    pub fn lock_all(&self) -> Locked<'_> {
+        let guards = self.shards.iter().enumerate().map(|(number, shard)| (number, lock(shard))).collect();
+        Locked { space: self, guards, now: now() }
+    }
+
+    /// Looks at each shard, one after the other.
+    pub fn for_shards(&self, mut with: impl FnMut(&mut Shard, Ground<'_>)) {
+        let ground = self.ground(now());
+        self.shards.iter().for_each(|shard| with(&mut lock(shard), ground));
+    }
+
+    /// What is to be done now and then: what has expired or was dropped is forgotten, and tables are counted.
+    pub fn keep_up(&self) {
+        let evictions = self.store.stats().evictions;
+        let dropped = self.seen_evictions.swap(evictions, Relaxed) != evictions;
+        self.for_shards(|shard, ground| shard.sweep(ground, dropped));
+        self.count_tables();
+        // If there is no room, the next who wants some is told.
+        let _ = self.settle();
+    }
+}
+
+fn shard_of(name: &Name) -> usize {
+    name.hash as usize % SHARDS
+}
+
+fn lock(shard: &Mutex<Shard>) -> MutexGuard<'_, Shard> {
+    shard.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Some shards, for as long as a command or a transaction takes.
+pub struct Locked<'a> {
+    space: &'a Space,
+    guards: Vec<(usize, MutexGuard<'a, Shard>)>,
+    now: u64,
+}
+
+impl Locked<'_> {
+    /// Milliseconds since 1970, the same for all of it.
+    pub fn now(&self) -> u64 {
+        self.now
+    }
+
+    /// The shard of a key, which was named when it was locked, and what it needs.
+    pub fn of(&mut self, name: Name) -> (&mut Shard, Ground<'_>) {
+        let wanted = shard_of(&name);
+        let (_, guard) = self.guards.iter_mut().find(|(number, _)| *number == wanted).expect("its shard is locked");
+        (guard, self.space.ground(self.now))
+    }
+
+    /// All shards that are locked.
+    pub fn each(&mut self, mut with: impl FnMut(&mut Shard, Ground<'_>)) {
+        let ground = self.space.ground(self.now);
+        self.guards.iter_mut().for_each(|(_, guard)| with(guard, ground));
+    }
+
+    /// Shows keys of a database from a cursor on, and says where to go on; 0 is the beginning and the end. Everything is locked.
+    pub fn scan(&mut self, db: u8, cursor: u64, count: usize, mut with: impl FnMut(Vec<u8>)) -> u64 {
+        let (first, mut from) = ((cursor >> CURSOR_BITS) as usize, cursor & ((1 << CURSOR_BITS) - 1));
+        let ground = self.space.ground(self.now);
+        let mut shown = 0;
+        for (number, shard) in self.guards.iter_mut().skip(first) {
+            if shown >= count {
+                return (*number as u64) << CURSOR_BITS;
+            }
+            let left = count - shown;
+            let mut show = |key| {
+                shown += 1;
+                with(key);
+            };
+            if let Some(next) = shard.scan(ground, db, from, left, &mut show) {
+                return (*number as u64) << CURSOR_BITS | next;
+            }
+            from = 0;
+        }
+        0
+    }
+
+    /// Some key of a database. Everything is locked.
+    pub fn any(&mut self, db: u8) -> Option<Vec<u8>> {
+        let mut random = [0; 16];
+        // Any key will do if there are no random numbers.
+        let _ = rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::NONBLOCK);
+        let random = u128::from_le_bytes(random);
+        let ground = self.space.ground(self.now);
+        let start = random as usize % self.guards.len().max(1);
+        let (before, after) = self.guards.split_at_mut(start);
+        after.iter_mut().chain(before).find_map(|(_, shard)| shard.any(ground, db, (random >> 80) as u64))
+    }
+}

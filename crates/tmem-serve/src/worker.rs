@@ -1,0 +1,326 @@
+//! A thread that serves many connections: it waits for all of them at once, reads what has come, does it, and writes what there is to
+//! answer.
+//!
+//! What arrives goes into a buffer of the thread; a connection has one of its own only while a command is not whole, and one for answers
+//! only while the client does not take them. So one that is idle takes a few hundred bytes. A client that does not read is not heard either.
+
+use std::collections::HashMap;
+use std::io::{self, ErrorKind, Read, Write};
+use std::os::fd::OwnedFd;
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use rustix::event::{EventfdFlags, Timespec, epoll, eventfd};
+use tmem_net::Stream;
+
+use crate::client::{Client, Info};
+use crate::commands;
+use crate::reply::Reply;
+use crate::resp::{Broken, Decoder, Found, Limits};
+use crate::server::Shared;
+
+/// What is read at a time.
+const READ_BYTES: usize = 64 << 10;
+/// With so much to be sent, nothing more is done for a client.
+const OUT_BYTES_MAX: usize = 256 << 10;
+/// Bytes of a connection that nobody hears of.
+const CONNECTION_BYTES: u64 = 1 << 10;
+/// The name of what wakes a worker.
+const WAKE: u64 = 0;
+/// How often to look at connections that are not heard for a while.
+const TICK: Duration = Duration::from_millis(50);
+
+/// What others know of a worker.
+pub struct Worker {
+    shared: Arc<Shared>,
+    arrivals: Mutex<Vec<(u64, Stream)>>,
+    epoll: OwnedFd,
+    wake: OwnedFd,
+}
+
+impl Worker {
+    pub fn new(shared: Arc<Shared>) -> io::Result<Self> {
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        epoll::add(&epoll, &wake, epoll::EventData::new_u64(WAKE), epoll::EventFlags::IN)?;
+        Ok(Self { shared, arrivals: Mutex::default(), epoll, wake })
+    }
+
+    /// Hands over a new connection.
+    pub fn take(&self, id: u64, stream: Stream) {
+        self.arrivals.lock().unwrap_or_else(PoisonError::into_inner).push((id, stream));
+        self.wake();
+    }
+
+    pub fn wake(&self) {
+        // If it cannot be added to, it will wake as it is.
+        let _ = rustix::io::write(&self.wake, &1_u64.to_ne_bytes());
+    }
+}
+
+struct Connection {
+    stream: Arc<Stream>,
+    client: Client,
+    decoder: Decoder,
+    /// What has arrived of a command that is not whole, or of those that are not done yet.
+    input: Vec<u8>,
+    /// Bytes that there have to be before there is any use in decoding.
+    wanted: usize,
+    output: Vec<u8>,
+    sent: usize,
+    /// What is waited for.
+    events: epoll::EventFlags,
+    /// Bytes that were counted for it.
+    counted: u64,
+}
+
+/// Serves until the server stops.
+pub fn serve(worker: &Worker) {
+    let shared = &worker.shared;
+    let mut connections: HashMap<u64, Connection> = HashMap::new();
+    let mut events = Vec::with_capacity(256);
+    let mut buffer = vec![0; READ_BYTES];
+    while !shared.stopping.load(Relaxed) {
+        events.clear();
+        let muted = connections.values().any(|connection| connection.client.muted_until.is_some());
+        let timeout = muted.then_some(Timespec { tv_sec: 0, tv_nsec: TICK.subsec_nanos().into() });
+        match epoll::wait(&worker.epoll, rustix::buffer::spare_capacity(&mut events), timeout.as_ref()) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(e) => {
+                eprintln!("tmem: waiting for clients fails: {e}");
+                return;
+            }
+        }
+        if muted {
+            unmute(worker, &mut connections, &mut buffer);
+        }
+        for event in &events {
+            let id = event.data.u64();
+            if id == WAKE {
+                let _ = rustix::io::read(&worker.wake, &mut [0; 8]);
+                welcome(worker, &mut connections);
+                continue;
+            }
+            let Some(connection) = connections.get_mut(&id) else { continue };
+            let flags = event.flags;
+            let goes_on = connection.go_on(shared, flags, &mut buffer);
+            settle(worker, &mut connections, id, goes_on);
+        }
+    }
+    // What has been answered is sent, as far as it can be.
+    for (id, mut connection) in connections.drain() {
+        let _ = connection.send();
+        leave(shared, id, &connection);
+    }
+}
+
+fn welcome(worker: &Worker, connections: &mut HashMap<u64, Connection>) {
+    let arrivals = std::mem::take(&mut *worker.arrivals.lock().unwrap_or_else(PoisonError::into_inner));
+    for (id, stream) in arrivals {
+        let stream = Arc::new(stream);
+        let events = epoll::EventFlags::IN;
+        if epoll::add(&worker.epoll, &*stream, epoll::EventData::new_u64(id), events).is_err() {
+            worker.shared.counters.refused.fetch_add(1, Relaxed);
+            continue;
+        }
+        let info = Arc::new(Info::new(id, &stream));
+        worker.shared.registry.add(&info);
+        worker.shared.space.buffers.fetch_add(CONNECTION_BYTES, Relaxed);
+        let client = Client::new(info, worker.shared.password.is_none());
+        let (input, output) = (Vec::new(), Vec::new());
+        let decoder = Decoder::default();
+        let connection = Connection {
+            stream,
+            client,
+            decoder,
+            input,
+            wanted: 1,
+            output,
+            sent: 0,
+            events,
+            counted: CONNECTION_BYTES,
+        };
+        connections.insert(id, connection);
+    }
+}
+
+/// Hears those again whose time has come.
+fn unmute(worker: &Worker, connections: &mut HashMap<u64, Connection>, buffer: &mut [u8]) {
+    let now = Instant::now();
+    let due = |connection: &Connection| connection.client.muted_until.is_some_and(|until| until <= now);
+    let ids: Vec<u64> = connections.iter().filter(|(_, connection)| due(connection)).map(|(id, _)| *id).collect();
+    for id in ids {
+        let Some(connection) = connections.get_mut(&id) else { continue };
+        connection.client.muted_until = None;
+        let goes_on = connection.go_on(&worker.shared, epoll::EventFlags::empty(), buffer);
+        settle(worker, connections, id, goes_on);
+    }
+}
+
+/// After a connection was served: waits for the right things, counts its buffers, or lets it go.
+fn settle(worker: &Worker, connections: &mut HashMap<u64, Connection>, id: u64, goes_on: io::Result<bool>) {
+    let shared = &worker.shared;
+    let Some(connection) = connections.get_mut(&id) else { return };
+    if let Err(e) = &goes_on
+        && e.kind() == ErrorKind::InvalidData
+    {
+        shared.counters.broken.fetch_add(1, Relaxed);
+    }
+    let stays = goes_on.unwrap_or(false) && connection.count(shared) && {
+        let events = connection.wanted_events();
+        let same = events == connection.events;
+        connection.events = events;
+        same || epoll::modify(&worker.epoll, &*connection.stream, epoll::EventData::new_u64(id), events).is_ok()
+    };
+    if !stays && let Some(connection) = connections.remove(&id) {
+        // It is closed when the registry has let go of it, too; so it is taken out here.
+        let _ = epoll::delete(&worker.epoll, &*connection.stream);
+        leave(shared, id, &connection);
+    }
+}
+
+fn leave(shared: &Shared, id: u64, connection: &Connection) {
+    connection.stream.shut_down(std::net::Shutdown::Both);
+    shared.registry.remove(id);
+    shared.space.buffers.fetch_sub(connection.counted, Relaxed);
+}
+
+impl Connection {
+    /// Does what can be done now. `false` if the client leaves, or has left.
+    fn go_on(&mut self, shared: &Shared, flags: epoll::EventFlags, buffer: &mut [u8]) -> io::Result<bool> {
+        if flags.contains(epoll::EventFlags::ERR) {
+            return Ok(false);
+        }
+        if flags.contains(epoll::EventFlags::OUT) {
+            self.send()?;
+        }
+        // What waits was left because too much was to be sent, or because the client was not heard.
+        self.work_on_input(shared)?;
+        if self.hears() && flags.intersects(epoll::EventFlags::IN | epoll::EventFlags::HUP) {
+            match (&*self.stream).read(buffer) {
+                Ok(0) => return Ok(false),
+                Ok(bytes) => self.hear(shared, &buffer[..bytes])?,
+                Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {}
+                Err(e) => return Err(e),
+            }
+        }
+        self.send()?;
+        Ok(!(self.client.leaving && self.sent == self.output.len()))
+    }
+
+    fn hears(&self) -> bool {
+        self.output.len() - self.sent < OUT_BYTES_MAX && self.client.muted_until.is_none() && !self.client.leaving
+    }
+
+    fn wanted_events(&self) -> epoll::EventFlags {
+        let mut events = epoll::EventFlags::empty();
+        if self.hears() {
+            events |= epoll::EventFlags::IN;
+        }
+        if self.sent < self.output.len() {
+            events |= epoll::EventFlags::OUT;
+        }
+        events
+    }
+
+    /// Takes what has arrived.
+    fn hear(&mut self, shared: &Shared, bytes: &[u8]) -> io::Result<()> {
+        if self.input.is_empty() {
+            let done = self.work_on(shared, bytes)?;
+            self.input.extend_from_slice(&bytes[done..]);
+            return Ok(());
+        }
+        self.input.extend_from_slice(bytes);
+        self.work_on_input(shared)
+    }
+
+    fn work_on_input(&mut self, shared: &Shared) -> io::Result<()> {
+        if self.input.is_empty() || self.input.len() < self.wanted {
+            return Ok(());
+        }
+        let input = std::mem::take(&mut self.input);
+        let done = self.work_on(shared, &input);
+        self.input = input;
+        let done = done?;
+        self.input.drain(..done);
+        if self.input.is_empty() && self.input.capacity() > 0 {
+            self.input = Vec::new();
+        }
+        Ok(())
+    }
+
+    /// Does the commands at the front of what has arrived, as many as there are and as it can answer, and says how many bytes they were.
+    fn work_on(&mut self, shared: &Shared, input: &[u8]) -> io::Result<usize> {
+        let mut done = 0;
+        let mut ran = false;
+        while self.hears() {
+            let limits = if self.client.known { Limits::known(shared.value_bytes_max()) } else { Limits::STRANGER };
+            let found = self.decoder.decode(&input[done..], limits);
+            match found {
+                Ok(Found::Incomplete(bytes)) => {
+                    self.wanted = bytes;
+                    break;
+                }
+                Ok(Found::Command(bytes)) => {
+                    let input = &input[done..];
+                    let args: Vec<&[u8]> = self.decoder.args().iter().map(|range| &input[range.clone()]).collect();
+                    if !args.is_empty() {
+                        commands::run(shared, &mut self.client, &args, &mut self.output);
+                        ran = true;
+                    }
+                    done += bytes;
+                    self.wanted = 1;
+                }
+                Err(Broken(why)) => {
+                    Reply { out: &mut self.output, resp3: false }.error(&why);
+                    // It is told, and nothing more that it says is heard.
+                    let _ = self.send();
+                    return Err(io::Error::new(ErrorKind::InvalidData, why));
+                }
+            }
+        }
+        if ran {
+            self.client.info.last.store(self.client.info.since.elapsed().as_millis() as u64, Relaxed);
+        }
+        Ok(done)
+    }
+
+    /// Sends what can be sent now.
+    fn send(&mut self) -> io::Result<()> {
+        while self.sent < self.output.len() {
+            match (&*self.stream).write(&self.output[self.sent..]) {
+                Ok(0) => return Err(ErrorKind::WriteZero.into()),
+                Ok(bytes) => self.sent += bytes,
+                Err(e) if e.kind() == ErrorKind::WouldBlock => return Ok(()),
+                Err(e) if e.kind() == ErrorKind::Interrupted => {}
+                Err(e) => return Err(e),
+            }
+        }
+        self.sent = 0;
+        // What is small is used again at once.
+        if self.output.capacity() > 2 * READ_BYTES {
+            self.output = Vec::new()
+        } else {
+            self.output.clear()
+        }
+        Ok(())
+    }
+
+    /// Counts its buffers. `false` if there is no room for them.
+    fn count(&mut self, shared: &Shared) -> bool {
+        if self.output.is_empty() && self.output.capacity() > 0 && self.input.is_empty() {
+            self.output = Vec::new();
+        }
+        let queued = self.client.queue.iter().flatten().flatten().map(|arg| arg.capacity() + 24).sum::<usize>();
+        let now = CONNECTION_BYTES + (self.input.capacity() + self.output.capacity() + queued) as u64;
+        let before = std::mem::replace(&mut self.counted, now);
+        let buffers = &shared.space.buffers;
+        if now <= before {
+            buffers.fetch_sub(before - now, Relaxed);
+            return true;
+        }
+        buffers.fetch_add(now - before, Relaxed);
+        now - before < READ_BYTES as u64 || shared.space.settle().is_ok()
+    }
+}
