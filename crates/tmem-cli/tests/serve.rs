@@ -483,6 +483,34 @@ fn nonsense_and_silence_harm_nobody_else() {
 }
 
 #[test]
+fn it_is_seen_and_every_figure_is_documented() {
+    let server = Server::start(&["--ram", "64M", "--metrics", "127.0.0.1:0"]);
+    server.client().ask(&[b"SET", b"a", b"1"]);
+    let (status, out, err) = run_tmem(&["top", "--once", "--json"]);
+    assert_eq!((status, err.as_str()), (0, ""));
+    let top: serde_json::Value = serde_json::from_str(&out).unwrap();
+    let ours = top["caches"].as_array().unwrap().iter().find(|cache| cache["pid"] == server.guard.pid()).unwrap();
+    assert_eq!((&ours["keys"], &ours["commands"]), (&1.into(), &1.into()));
+    let doc = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/serve.md")).unwrap();
+    for name in ours.as_object().unwrap().keys().filter(|name| *name != "rates") {
+        assert!(doc.contains(&format!("`{name}`")), "docs/serve.md does not say what {name} is");
+    }
+    let mut scrape = TcpStream::connect(ours["metrics"].as_str().unwrap()).unwrap();
+    scrape.write_all(b"GET /metrics HTTP/1.1\r\n\r\n").unwrap();
+    let mut text = String::new();
+    scrape.read_to_string(&mut text).unwrap();
+    assert!(text.contains("\ntmem_serve_keys 1\n") && text.contains("\ntmem_serve_commands_total 1\n"), "{text}");
+    // Every command that is told of is documented, too.
+    let said = server.client().text(&[b"COMMAND"]);
+    let names: Vec<&str> = said.split("*6\r\n$").skip(1).map(|entry| entry.lines().nth(1).unwrap()).collect();
+    assert!(names.len() > 50);
+    for name in names {
+        assert!(doc.contains(&name.to_uppercase()), "docs/serve.md does not have {name}");
+    }
+    server.stop();
+}
+
+#[test]
 fn many_clients_count_together() {
     let server = Server::start(&["--ram", "64M"]);
     std::thread::scope(|scope| {

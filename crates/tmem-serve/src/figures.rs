@@ -29,6 +29,37 @@ figures! {
 }
 
 figures! {
+    /// What happened between two snapshots, by the second.
+    Rates {
+        seconds: f64, Note, "What the rates are over: seconds between two looks; 0, and so are the rates, if there was one only.";
+        commands: f64, Note, "Commands a second.";
+        hits: f64, Note, "Reads of values that were there a second.";
+        misses: f64, Note, "Reads of values that were not a second.";
+        evicted: f64, Note, "Keys that were dropped for lack of room a second.";
+    }
+}
+
+impl Rates {
+    /// What happened from one snapshot of a server to a later one.
+    pub fn between(before: &Snapshot, after: &Snapshot) -> Rates {
+        let (before, after) = (&before.figures, &after.figures);
+        let seconds = after.seconds - before.seconds;
+        // A process number may have gone to another server meanwhile.
+        if seconds.is_nan() || seconds <= 0.0 {
+            return Rates::default();
+        }
+        let rate = |before: u64, after: u64| after.saturating_sub(before) as f64 / seconds;
+        Rates {
+            seconds,
+            commands: rate(before.commands, after.commands),
+            hits: rate(before.hits, after.hits),
+            misses: rate(before.misses, after.misses),
+            evicted: rate(before.evicted, after.evicted),
+        }
+    }
+}
+
+figures! {
     /// All figures at one moment, for those who look from outside.
     Snapshot {
         version: u32, Note, "Version of these figures. Fields may be added without a new one.";

@@ -19,7 +19,7 @@ mod space;
 pub mod testing;
 mod worker;
 
-pub use figures::{Figures, Snapshot};
+pub use figures::{Figures, Rates, Snapshot};
 pub use server::{KIND, Options, PREFIX, Policy, Server, snapshot_of};
 
 /// What can go wrong around a server, in one line that says what to do.

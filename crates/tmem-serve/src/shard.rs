@@ -185,7 +185,7 @@ impl Shard {
         let at = entry.rest >> 4;
         if at != 0 && at <= ground.now {
             self.expired += 1;
-            self.remove(ground, name);
+            self.forget_key(ground, name);
             return None;
         }
         Some(entry)
@@ -236,7 +236,7 @@ impl Shard {
             return Some(with(record));
         }
         self.evicted += 1;
-        self.remove(ground, name);
+        self.forget_key(ground, name);
         None
     }
 
@@ -265,7 +265,7 @@ impl Shard {
                 }
                 out.truncate(before);
                 self.evicted += 1;
-                self.remove(ground, name);
+                self.forget_key(ground, name);
                 false
             }
         }
@@ -360,6 +360,9 @@ impl Shard {
             // What is left of older records behind the end is not to be packed.
             self.open[self.open_bytes..].fill(0);
             ground.store.overwrite(self.key_of(ground, page), &self.open).map_err(|_| Full)?;
+            if self.live[page as usize] < LIVE_BYTES_MIN {
+                self.sparse.push(page);
+            }
         } else {
             self.numbers.give_back(page);
         }
@@ -472,6 +475,11 @@ impl Shard {
 
     /// Removes a key. `false` if it is not there.
     pub fn remove(&mut self, ground: Ground<'_>, name: Name) -> bool {
+        self.find(ground, name).is_some() && self.forget_key(ground, name)
+    }
+
+    /// The same, whether it has expired or not.
+    fn forget_key(&mut self, ground: Ground<'_>, name: Name) -> bool {
         let Some(entry) = self.table.remove(&name.hash) else { return false };
         let db = usize::from(name.db);
         self.keys[db] -= 1;
@@ -542,7 +550,7 @@ impl Shard {
         let of_db = |entry: &Entry| db.is_some_and(|db| entry.rest & 15 == u64::from(db));
         let gone: Vec<u128> = self.table.iter().filter(|(_, entry)| of_db(entry)).map(|(hash, _)| *hash).collect();
         for hash in gone {
-            self.remove(ground, Name { hash, db: db.unwrap_or_default() });
+            self.forget_key(ground, Name { hash, db: db.unwrap_or_default() });
         }
         self.table.shrink_to_fit();
     }
@@ -568,7 +576,7 @@ impl Shard {
             }
         }
         for name in gone {
-            self.remove(ground, name);
+            self.forget_key(ground, name);
         }
         self.clean(ground);
         if self.table.capacity() > 64 && self.table.len() * 8 < self.table.capacity() {

@@ -249,3 +249,181 @@ impl Locked<'_> {
         after.iter_mut().chain(before).find_map(|(_, shard)| shard.any(ground, db, (random >> 80) as u64))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use super::*;
+    use crate::shard::Expiry;
+    use tmem::Config;
+    use tmem::testing::{Random, sample_pages};
+
+    fn space(ram_bytes: u64, drops: bool) -> Space {
+        let store = Store::new(Config::new(ram_bytes)).unwrap();
+        Space::new(store, ram_bytes, 0, drops).unwrap()
+    }
+
+    fn value(random: &mut Random) -> Vec<u8> {
+        let bytes = match random.below(10) {
+            0 => random.below(20_000),
+            1 => 4000 + random.below(200),
+            _ => random.below(500),
+        };
+        if random.below(2) == 0 {
+            return (0..bytes).map(|_| random.number() as u8).collect();
+        }
+        sample_pages(bytes as usize / PAGE_SIZE + 1, random.number()).flatten().take(bytes as usize).collect()
+    }
+
+    fn set(space: &Space, db: u8, key: &[u8], value: &[u8], expiry: Expiry) -> Result<(), Full> {
+        let name = space.name(db, key);
+        let mut locked = space.lock(&[name]);
+        let (shard, ground) = locked.of(name);
+        shard.write(ground, name, key, value, expiry)
+    }
+
+    fn get(space: &Space, db: u8, key: &[u8]) -> Option<Vec<u8>> {
+        let name = space.name(db, key);
+        let mut locked = space.lock(&[name]);
+        let (shard, ground) = locked.of(name);
+        let mut value = Vec::new();
+        shard.read(ground, name, &mut value, |bytes, _| 0..bytes).then_some(value)
+    }
+
+    fn remove(space: &Space, db: u8, key: &[u8]) -> bool {
+        let name = space.name(db, key);
+        let mut locked = space.lock(&[name]);
+        let (shard, ground) = locked.of(name);
+        shard.remove(ground, name)
+    }
+
+    /// Keys and values of all sizes come, change and go in three databases, through flushes and sweeps, in little RAM: each read is
+    /// what was written last; what was refused is as it was before, and what may be dropped is whole or gone.
+    fn against_a_map(drops: bool) {
+        let space = space(4 << 20, drops);
+        let mut oracle: HashMap<(u8, Vec<u8>), Vec<u8>> = HashMap::new();
+        let mut random = Random::new(3);
+        let (mut refused, mut gone, mut found) = (0, 0, 0);
+        for step in 0..60_000 {
+            let db = random.below(3) as u8;
+            let key = match random.below(50) {
+                0 => Vec::new(),
+                1 => vec![b'k'; 5000 + random.below(3) as usize],
+                _ => format!("key:{}", random.below(4000)).into_bytes(),
+            };
+            match random.below(10) {
+                0..4 => {
+                    let value = value(&mut random);
+                    match set(&space, db, &key, &value, Expiry::At(0)) {
+                        Ok(()) => drop(oracle.insert((db, key), value)),
+                        Err(Full) => refused += 1,
+                    }
+                }
+                4 => {
+                    let was = oracle.remove(&(db, key.clone())).is_some();
+                    let removed = remove(&space, db, &key);
+                    assert!(removed == was || (drops && !removed), "step {step}");
+                }
+                5 if step % 2000 == 0 => {
+                    space.lock_all().each(|shard, ground| shard.flush(ground, Some(db)));
+                    oracle.retain(|(of, _), _| *of != db);
+                }
+                6 if step % 100 == 0 => space.keep_up(),
+                7 => {
+                    // What expires at once is gone.
+                    let name = space.name(db, &key);
+                    let mut locked = space.lock(&[name]);
+                    let (shard, ground) = locked.of(name);
+                    if random.below(4) == 0 && shard.set_expiry(ground, name, 1) {
+                        oracle.remove(&(db, key));
+                    }
+                }
+                _ => match (get(&space, db, &key), oracle.get(&(db, key.clone()))) {
+                    (Some(value), wanted) => {
+                        let same = wanted == Some(&value);
+                        assert!(same, "step {step}: {db} {key:?} {} bytes, {:?}", value.len(), wanted.map(Vec::len));
+                        found += 1;
+                    }
+                    (None, None) => {}
+                    (None, Some(_)) => {
+                        assert!(drops, "step {step}: lost");
+                        oracle.remove(&(db, key));
+                        gone += 1;
+                    }
+                },
+            }
+            assert!(space.used_bytes() <= 4 << 20, "step {step}: {} bytes", space.used_bytes());
+        }
+        assert!(
+            found > 2000 && if drops { gone > 100 } else { refused > 100 },
+            "{found} found, {gone} gone, {refused} refused"
+        );
+        if !drops {
+            // All keys are shown, and no others.
+            let mut shown = Vec::new();
+            for db in 0..3 {
+                space.lock_all().scan(db, 0, usize::MAX, |key| shown.push((db, key)));
+            }
+            let mut wanted: Vec<_> = oracle.into_keys().collect();
+            shown.sort();
+            wanted.sort();
+            assert_eq!(shown, wanted);
+        }
+        space.lock_all().each(|shard, ground| shard.flush(ground, None));
+        assert_eq!(space.store().stats().pages, 0, "pages are left");
+    }
+
+    #[test]
+    fn what_is_kept_is_what_was_written_last() {
+        against_a_map(false);
+    }
+
+    #[test]
+    fn what_may_be_dropped_is_whole_or_gone() {
+        against_a_map(true);
+    }
+
+    /// Pages that have become sparse are taken apart: dead values do not fill the RAM.
+    #[test]
+    fn overwriting_takes_no_more_room() {
+        let space = space(16 << 20, false);
+        let mut random = Random::new(9);
+        for round in 0..8 {
+            let mut live = 0;
+            for index in 0..60_000 {
+                let value = format!("{{\"round\":{round},\"number\":{},\"text\":\"some text\"}}", random.number());
+                // At random, so that each page dies bit by bit.
+                let key = format!("key:{}", if round == 0 { index } else { random.below(60_000) });
+                set(&space, 0, key.as_bytes(), value.as_bytes(), Expiry::At(0)).unwrap();
+                live += key.len() + value.len();
+            }
+            let taken = space.store().stats().original_bytes as usize;
+            assert!(taken * 2 < live * 3, "round {round}: {taken} bytes of pages for {live}");
+        }
+    }
+
+    #[test]
+    fn threads_share_keys() {
+        let space = space(16 << 20, false);
+        std::thread::scope(|scope| {
+            for thread in 0..4_u64 {
+                let space = &space;
+                scope.spawn(move || {
+                    let mut random = Random::new(thread);
+                    for step in 0..5000_u64 {
+                        let key = format!("own:{thread}:{}", random.below(50));
+                        let value = vec![thread as u8; 1 + (step as usize * 7) % 6000];
+                        set(space, 0, key.as_bytes(), &value, Expiry::At(0)).unwrap();
+                        assert_eq!(get(space, 0, key.as_bytes()), Some(value));
+                        let shared = format!("shared:{}", random.below(20));
+                        let value = vec![thread as u8; 3000];
+                        set(space, 0, shared.as_bytes(), &value, Expiry::At(0)).unwrap();
+                        let got = get(space, 0, shared.as_bytes()).unwrap();
+                        assert!(got.len() == 3000 && got.iter().all(|byte| *byte == got[0]));
+                    }
+                });
+            }
+        });
+    }
+}

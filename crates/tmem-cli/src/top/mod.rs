@@ -48,6 +48,9 @@ type Supervisor = Watched<tmem_run::Snapshot, tmem_run::Rates>;
 /// `tmem disk`.
 type Disk = Watched<tmem_disk::Snapshot, tmem_disk::Rates>;
 
+/// `tmem serve`.
+type Cache = Watched<tmem_serve::Snapshot, tmem_serve::Rates>;
+
 /// A process that gave no figures.
 #[derive(Serialize)]
 struct Silent {
@@ -62,6 +65,7 @@ struct Silent {
 struct View {
     supervisors: Vec<Supervisor>,
     disks: Vec<Disk>,
+    caches: Vec<Cache>,
     silent: Vec<Silent>,
     /// Processes of other users, which are not shown.
     others: usize,
@@ -69,7 +73,7 @@ struct View {
 
 /// Asks whom there is to ask.
 fn look() -> Answers {
-    tmem_watch::ask_all(&[tmem_run::KIND, tmem_disk::KIND])
+    tmem_watch::ask_all(&[tmem_run::KIND, tmem_disk::KIND, tmem_serve::KIND])
 }
 
 impl View {
@@ -85,6 +89,12 @@ impl View {
                         let before = before.disks.iter().find(|disk| disk.snapshot.pid == pid);
                         let rates = before.map(|before| tmem_disk::Rates::between(&before.snapshot, &snapshot));
                         self.disks.push(Watched { snapshot, rates: rates.unwrap_or_default() });
+                    }
+                    tmem_serve::KIND => {
+                        let snapshot = tmem_serve::snapshot_of(figures)?;
+                        let before = before.caches.iter().find(|cache| cache.snapshot.pid == pid);
+                        let rates = before.map(|before| tmem_serve::Rates::between(&before.snapshot, &snapshot));
+                        self.caches.push(Watched { snapshot, rates: rates.unwrap_or_default() });
                     }
                     _ => {
                         let snapshot = tmem_run::snapshot_of(figures)?;
@@ -102,7 +112,7 @@ impl View {
     }
 
     fn is_empty(&self) -> bool {
-        self.supervisors.is_empty() && self.disks.is_empty() && self.silent.is_empty()
+        self.supervisors.is_empty() && self.disks.is_empty() && self.caches.is_empty() && self.silent.is_empty()
     }
 
     /// What to do where there is nothing to see.

@@ -3,7 +3,7 @@
 use tmem_disk::ExportRates;
 use tmem_run::{ProcessFigures, Snapshot, SpillFigures};
 
-use super::{Disk, Silent, Supervisor, View, Watched};
+use super::{Cache, Disk, Silent, Supervisor, View, Watched};
 
 /// A column.
 pub struct Column {
@@ -52,6 +52,21 @@ pub const DISKS: &[Column] = &[
     column("WRITE/s", 8, 4),
 ];
 
+/// The same about caches.
+pub const CACHES: &[Column] = &[
+    column("PID", 9, 0),
+    column("CACHE", 15, 0),
+    column("IN USE", 8, 0),
+    column("STORED", 8, 1),
+    column("PACKED", 8, 3),
+    column("RATIO", 5, 4),
+    column("KEYS", 10, 1),
+    column("CLIENTS", 7, 6),
+    column("HIT %", 7, 3),
+    column("COMMANDS/s", 10, 2),
+    column("EVICTED/s", 9, 4),
+];
+
 /// What a row is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Level {
@@ -89,11 +104,17 @@ pub fn tables(view: &View) -> Vec<Table> {
         supervisors.extend(put_off(&watched.snapshot.report.spill));
     }
     let mut disks: Vec<Row> = view.disks.iter().flat_map(disk).collect();
+    let mut caches: Vec<Row> = view.caches.iter().map(cache).collect();
     for Silent { kind, pid, why } in &view.silent {
-        let rows = if *kind == tmem_disk::KIND { &mut disks } else { &mut supervisors };
+        let rows = match *kind {
+            tmem_disk::KIND => &mut disks,
+            tmem_serve::KIND => &mut caches,
+            _ => &mut supervisors,
+        };
         rows.push(remark(&pid.to_string(), why));
     }
-    let tables = [Table { columns: SUPERVISORS, rows: supervisors }, Table { columns: DISKS, rows: disks }];
+    let table = |columns, rows| Table { columns, rows };
+    let tables = [table(SUPERVISORS, supervisors), table(DISKS, disks), table(CACHES, caches)];
     tables.into_iter().filter(|table| !table.rows.is_empty()).collect()
 }
 
@@ -174,6 +195,25 @@ fn disk(Watched { snapshot, rates }: &Disk) -> Vec<Row> {
         rows.push(Row { level: Level::Part, cells });
     }
     rows
+}
+
+fn cache(Watched { snapshot, rates }: &Cache) -> Row {
+    let figures = &snapshot.figures;
+    let looked_up = rates.hits + rates.misses;
+    let cells = vec![
+        snapshot.pid.to_string(),
+        snapshot.address.clone(),
+        bytes(figures.used_bytes as f64),
+        bytes(figures.stored_bytes as f64),
+        bytes(figures.packed_bytes as f64),
+        shown_ratio(figures.ratio),
+        figures.keys.to_string(),
+        figures.connections.to_string(),
+        if looked_up > 0.0 { format!("{:.1}", 100.0 * rates.hits / looked_up) } else { String::new() },
+        format!("{:.0}", rates.commands),
+        format!("{:.0}", rates.evicted),
+    ];
+    Row { level: if figures.used_bytes > figures.ram_bytes { Level::Over } else { Level::Whole }, cells }
 }
 
 fn process(process: &ProcessFigures) -> Vec<Row> {
@@ -317,5 +357,17 @@ mod tests {
         assert!(lines[2].contains("  (first) ") && lines[2].contains("75.0"), "{text}");
         assert!(lines[3].contains("  b ") && lines[3].contains("5.0 MiB"), "{text}");
         assert_eq!(lines[4], "9         it does not answer");
+    }
+
+    #[test]
+    fn caches_have_one_too() {
+        let figures = tmem_serve::Figures { keys: 12_345, ..tmem_serve::Figures::default() };
+        let snapshot =
+            tmem_serve::Snapshot { pid: 8, address: "127.0.0.1:1".to_owned(), figures, ..Default::default() };
+        let rates = tmem_serve::Rates { hits: 3.0, misses: 1.0, commands: 77.0, ..tmem_serve::Rates::default() };
+        let text = plain(&View { caches: vec![Watched { snapshot, rates }], ..View::default() });
+        let lines: Vec<&str> = text.lines().collect();
+        assert!(lines.len() == 2 && lines[0].starts_with("PID       CACHE "), "{text}");
+        assert!(["127.0.0.1:1", "12345", "75.0", " 77 "].iter().all(|cell| lines[1].contains(cell)), "{text}");
     }
 }

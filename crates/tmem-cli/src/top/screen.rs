@@ -159,7 +159,12 @@ impl Screen {
             .disks
             .iter()
             .map(|Watched { snapshot, .. }| (snapshot.figures.used_bytes, snapshot.figures.ram_bytes));
-        let all: Vec<(u64, u64)> = runs.chain(disks).collect();
+        let caches = self
+            .view
+            .caches
+            .iter()
+            .map(|Watched { snapshot, .. }| (snapshot.figures.used_bytes, snapshot.figures.ram_bytes));
+        let all: Vec<(u64, u64)> = runs.chain(disks).chain(caches).collect();
         let (now, limit) = all.iter().fold((0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1));
         let others =
             if self.view.others > 0 { format!(", {} of other users", self.view.others) } else { String::new() };
