@@ -1,7 +1,7 @@
 //! RAM for others, and a compressed cache, on the Redis protocol.
 //!
 //! [`Server::bind`] makes the store and listens, [`Server::run`] serves until it is told to stop. See docs/serve.md for what it
-//! understands, and [`shard`] for how values lie.
+//! understands and how values lie.
 
 #![forbid(unsafe_code)]
 
