@@ -3,8 +3,8 @@
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -15,10 +15,11 @@ use tmem_net::{Address, Listen, Listener};
 use tmem_watch::{Doors, Figure, Source, VERSION};
 
 use crate::Error;
+use crate::balance::{Balance, Looker};
 use crate::client::Registry;
 use crate::figures::{Figures, Snapshot};
 use crate::space::{Locked, RAM_BYTES_MIN, Space};
-use crate::worker::{self, Worker};
+use crate::worker::{self, Arrival, Worker};
 
 /// Connections at a time.
 const CONNECTIONS_MAX: usize = 65_536;
@@ -71,6 +72,8 @@ pub struct Options {
 #[derive(Default)]
 pub struct Counters {
     pub commands: AtomicU64,
+    /// Times that something was read from a client.
+    pub reads: AtomicU64,
     pub wrong_passwords: AtomicU64,
     pub connections: AtomicU64,
     pub refused: AtomicU64,
@@ -87,6 +90,9 @@ pub struct Shared {
     pub counters: Counters,
     pub stopping: AtomicBool,
     pub watch: tmem_watch::Counters,
+    pub balance: Balance,
+    /// All threads that serve, once they are there.
+    workers: OnceLock<Vec<Arc<Worker>>>,
     started: Instant,
 }
 
@@ -123,6 +129,8 @@ impl Server {
             counters: Counters::default(),
             stopping: AtomicBool::new(false),
             watch: tmem_watch::Counters::default(),
+            balance: Balance::new(thread::available_parallelism().map_or(1, usize::from)),
+            workers: OnceLock::new(),
             started: Instant::now(),
         };
         Ok(Self { shared: Arc::new(shared), listener, doors: Some(doors) })
@@ -144,20 +152,20 @@ impl Server {
             tmem_watch::start(Seen { shared: Arc::clone(shared), address, metrics }, doors);
         }
         let failed = |e: std::io::Error| Error(format!("no thread can be started: {e}"));
-        let mut workers = Vec::new();
+        let workers = (0..shared.balance.most()).map(|number| Worker::new(number).map(Arc::new));
+        let workers = workers.collect::<Result<Vec<_>, _>>().map_err(failed)?;
+        let workers = shared.workers.get_or_init(|| workers);
         let mut threads = Vec::new();
-        for number in 0..thread::available_parallelism().map_or(1, usize::from) {
-            let worker = Arc::new(Worker::new(Arc::clone(shared)).map_err(failed)?);
-            let serves = Arc::clone(&worker);
+        for (number, worker) in workers.iter().enumerate() {
+            let (shared, worker) = (Arc::clone(shared), Arc::clone(worker));
             let thread = thread::Builder::new().name(format!("tmem-serve-{number}"));
-            threads.push(thread.spawn(move || worker::serve(&serves)).map_err(failed)?);
-            workers.push(worker);
+            threads.push(thread.spawn(move || worker::serve(&shared, &worker)).map_err(failed)?);
         }
         let upkeep = {
             let shared = Arc::clone(shared);
             thread::Builder::new().name("tmem-upkeep".to_owned()).spawn(move || keep_up(&shared)).map_err(failed)?
         };
-        let accepted = self.accept_all(stop, &workers);
+        let accepted = self.accept_all(stop);
         shared.stopping.store(true, Relaxed);
         workers.iter().for_each(|worker| worker.wake());
         upkeep.thread().unpark();
@@ -167,8 +175,7 @@ impl Server {
         accepted
     }
 
-    fn accept_all(&self, stop: BorrowedFd<'_>, workers: &[Arc<Worker>]) -> Result<(), Error> {
-        let mut turn = 0;
+    fn accept_all(&self, stop: BorrowedFd<'_>) -> Result<(), Error> {
         loop {
             let mut fds =
                 [PollFd::new(&stop, PollFlags::IN), PollFd::from_borrowed_fd(self.listener.as_fd(), PollFlags::IN)];
@@ -188,8 +195,7 @@ impl Server {
                         counters.refused.fetch_add(1, Relaxed);
                         continue;
                     }
-                    turn += 1;
-                    workers[turn % workers.len()].take(id, stream);
+                    self.shared.home(id).take(Arrival::New(id, stream));
                 }
                 // Gone again, or no descriptor to be had: poll would say the same at once.
                 Err(e) if e.kind() != std::io::ErrorKind::WouldBlock => thread::sleep(Duration::from_millis(20)),
@@ -225,6 +231,7 @@ fn read_password(path: &std::path::Path) -> Result<Vec<u8>, Error> {
 fn keep_up(shared: &Shared) {
     let store = shared.space.store();
     let (mut looked, mut pause) = (Instant::now(), PAUSE_LOOKS);
+    let mut looker = Looker::new();
     while !shared.stopping.load(Relaxed) {
         thread::park_timeout(STEP);
         if shared.space.drops {
@@ -234,6 +241,8 @@ fn keep_up(shared: &Shared) {
             continue;
         }
         looked = Instant::now();
+        let counts = (shared.counters.commands.load(Relaxed), shared.counters.reads.load(Relaxed));
+        shared.rebalance(looker.look(&shared.balance, counts));
         shared.space.keep_up();
         store.maintain();
         pause = pause.saturating_sub(1);
@@ -244,6 +253,20 @@ fn keep_up(shared: &Shared) {
 }
 
 impl Shared {
+    /// Who serves a connection.
+    pub fn home(&self, id: u64) -> &Worker {
+        let workers = self.workers.get().expect("connections come when there is somebody for them");
+        &workers[id as usize % self.balance.active()]
+    }
+
+    /// Changes how many threads serve; connections move to where they belong.
+    pub fn rebalance(&self, active: usize) {
+        if active != self.balance.active() {
+            self.balance.set_active(active);
+            self.workers.get().into_iter().flatten().for_each(|worker| worker.wake());
+        }
+    }
+
     /// The longest value that is taken: a quarter of the RAM.
     pub fn value_bytes_max(&self) -> usize {
         (self.space.ram_bytes() / 4) as usize
@@ -253,8 +276,11 @@ impl Shared {
     pub fn figures_with(&self, locked: &mut Locked<'_>) -> Figures {
         let stats = self.space.store().stats();
         let (mut keys, mut expired, mut evicted, mut table_bytes) = (0, 0, 0, 0);
+        let (mut hits, mut misses) = (0, 0);
         locked.each(|shard, _| {
             keys += (0..16).map(|db| u64::from(shard.keys(db).0)).sum::<u64>();
+            hits += shard.hits;
+            misses += shard.misses;
             expired += shard.expired;
             evicted += shard.evicted;
             table_bytes += shard.bytes();
@@ -271,8 +297,8 @@ impl Shared {
             packed_bytes: stats.compressed_bytes,
             ratio: stats.original_bytes as f64 / stats.memory_bytes.max(1) as f64,
             keys,
-            hits: self.space.hits.load(Relaxed),
-            misses: self.space.misses.load(Relaxed),
+            hits,
+            misses,
             expired,
             evicted,
             commands: counters.commands.load(Relaxed),
@@ -317,5 +343,73 @@ impl Source for Seen {
 
     fn is_over(&self) -> bool {
         self.shared.stopping.load(Relaxed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+
+    /// Connections that go from thread to thread all the time lose nothing.
+    #[test]
+    fn connections_move_while_they_are_served() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("socket");
+        let mut server = Server::bind(Options {
+            ram_bytes: 64 << 20,
+            codec: CodecKind::Lz4,
+            policy: Policy::NoEviction,
+            listen: Listen::At(Address::Unix(path.clone())),
+            password_file: None,
+            open_to_all: false,
+            metrics: None,
+        })
+        .unwrap();
+        let shared = Arc::clone(&server.shared);
+        let (stop, stopped) = UnixStream::pair().unwrap();
+        let serves = thread::spawn(move || server.run(stop.as_fd()).unwrap());
+        let over = AtomicBool::new(false);
+        let turns = thread::scope(|scope| {
+            let turns = scope.spawn(|| {
+                let mut turns = 0;
+                while !over.load(Relaxed) {
+                    turns += 1;
+                    shared.rebalance(1 + turns % shared.balance.most());
+                    thread::sleep(Duration::from_micros(200));
+                }
+                turns
+            });
+            let clients = [(); 8].map(|()| {
+                scope.spawn(|| {
+                    let mut stream = UnixStream::connect(&path).unwrap();
+                    stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+                    for _ in 0..2000 {
+                        stream.write_all(b"INCR n\r\nPING\r\n").unwrap();
+                        let mut said = Vec::new();
+                        while !said.ends_with(b"+PONG\r\n") {
+                            let mut some = [0; 100];
+                            let bytes = stream.read(&mut some).unwrap();
+                            assert!(bytes > 0, "the connection ended");
+                            said.extend_from_slice(&some[..bytes]);
+                        }
+                    }
+                })
+            });
+            let done = clients.map(|client| client.join());
+            over.store(true, Relaxed);
+            done.into_iter().for_each(|done| done.unwrap());
+            turns.join().unwrap()
+        });
+        assert!(turns > 100, "{turns}");
+        let mut stream = UnixStream::connect(&path).unwrap();
+        stream.write_all(b"GET n\r\n").unwrap();
+        let mut said = [0; 11];
+        stream.read_exact(&mut said).unwrap();
+        assert_eq!(&said, b"$5\r\n16000\r\n");
+        drop(stopped);
+        serves.join().unwrap();
     }
 }

@@ -129,6 +129,9 @@ pub struct Shard {
     keys: [u32; DATABASES],
     /// Those of them that expire.
     expiring: [u32; DATABASES],
+    /// Reads of values that were there, and of those that were not.
+    pub hits: u64,
+    pub misses: u64,
     /// Values that the store has dropped.
     pub evicted: u64,
     /// Keys that have expired.
@@ -158,6 +161,8 @@ impl Shard {
             open_bytes: 0,
             keys: [0; DATABASES],
             expiring: [0; DATABASES],
+            hits: 0,
+            misses: 0,
             evicted: 0,
             expired: 0,
         }
@@ -217,14 +222,19 @@ impl Shard {
         match Place::from_bits(self.find(ground, name)?.place) {
             Place::Large { bytes, .. } => Some(bytes as usize),
             // The page may have been dropped, so it has to be looked at.
-            Place::Small { .. } => self.with_record(ground, name, |record| record.value.len()),
+            place @ Place::Small { .. } => self.with_record(ground, name, place, |record| record.value.len()),
         }
     }
 
     /// Shows the record of a small value. One that the store has dropped is removed.
-    fn with_record<T>(&mut self, ground: Ground<'_>, name: Name, with: impl FnOnce(Record<'_>) -> T) -> Option<T> {
-        let entry = *self.table.get(&name.hash)?;
-        let Place::Small { page, offset, bytes } = Place::from_bits(entry.place) else { return None };
+    fn with_record<T>(
+        &mut self,
+        ground: Ground<'_>,
+        name: Name,
+        place: Place,
+        with: impl FnOnce(Record<'_>) -> T,
+    ) -> Option<T> {
+        let Place::Small { page, offset, bytes } = place else { return None };
         let range = usize::from(offset)..usize::from(offset + bytes);
         if self.open_page == Some(page) {
             return Some(with(Record::read(&self.open[range])?));
@@ -252,8 +262,8 @@ impl Shard {
         let Some(entry) = self.find(ground, name) else { return false };
         let before = out.len();
         match Place::from_bits(entry.place) {
-            Place::Small { .. } => self
-                .with_record(ground, name, |record| {
+            place @ Place::Small { .. } => self
+                .with_record(ground, name, place, |record| {
                     let range = part(record.value.len(), out);
                     out.extend_from_slice(&record.value[range]);
                 })
@@ -492,7 +502,7 @@ impl Shard {
     fn key(&mut self, ground: Ground<'_>, name: Name) -> Option<Vec<u8>> {
         let entry = self.find(ground, name)?;
         match Place::from_bits(entry.place) {
-            Place::Small { .. } => self.with_record(ground, name, |record| record.key.to_vec()),
+            place @ Place::Small { .. } => self.with_record(ground, name, place, |record| record.key.to_vec()),
             Place::Large { page, bytes } => {
                 let (at, mut tail, mut key) = (bytes as usize, Vec::new(), Vec::new());
                 let found = self.read_large(ground, page, at..at + TAIL_BYTES, &mut tail);
@@ -543,8 +553,8 @@ impl Shard {
     pub fn flush(&mut self, ground: Ground<'_>, db: Option<u8>) {
         if db.is_none() || self.keys.iter().enumerate().all(|(at, keys)| Some(at as u8) == db || *keys == 0) {
             ground.store.flush_object(ground.pool, ObjectId([self.number, 0, 0]));
-            let (evicted, expired) = (self.evicted, self.expired);
-            *self = Self { evicted, expired, ..Self::new(self.number as usize) };
+            let Self { hits, misses, evicted, expired, .. } = *self;
+            *self = Self { hits, misses, evicted, expired, ..Self::new(self.number as usize) };
             return;
         }
         let of_db = |entry: &Entry| db.is_some_and(|db| entry.rest & 15 == u64::from(db));

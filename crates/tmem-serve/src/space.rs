@@ -36,8 +36,6 @@ pub struct Space {
     pub drops: bool,
     /// Pages that had been dropped when it was looked for them last.
     seen_evictions: AtomicU64,
-    pub hits: AtomicU64,
-    pub misses: AtomicU64,
 }
 
 /// Milliseconds since 1970.
@@ -83,8 +81,6 @@ impl Space {
             buffers: AtomicU64::new(0),
             drops,
             seen_evictions: AtomicU64::new(0),
-            hits: AtomicU64::new(0),
-            misses: AtomicU64::new(0),
         };
         space.count_tables();
         space.settle().map_err(|_| Error("--ram is too little".to_owned()))?;
@@ -149,19 +145,25 @@ impl Space {
         Name { hash: self.hash(db, key), db }
     }
 
+    /// Locks what a key lies in.
+    pub fn lock(&self, name: Name, now: u64) -> Locked<'_> {
+        let number = shard_of(&name);
+        Locked { space: self, guards: Guards::One(number, lock(&self.shards[number])), now }
+    }
+
     /// Locks what these keys lie in, in order, so that nobody waits for ever.
-    pub fn lock(&self, names: &[Name]) -> Locked<'_> {
-        let mut numbers: Vec<usize> = names.iter().map(shard_of).collect();
+    pub fn lock_many(&self, names: impl Iterator<Item = Name>, now: u64) -> Locked<'_> {
+        let mut numbers: Vec<usize> = names.map(|name| shard_of(&name)).collect();
         numbers.sort_unstable();
         numbers.dedup();
         let guards = numbers.into_iter().map(|number| (number, lock(&self.shards[number]))).collect();
-        Locked { space: self, guards, now: now() }
+        Locked { space: self, guards: Guards::Many(guards), now }
     }
 
     /// Locks everything.
     pub fn lock_all(&self) -> Locked<'_> {
         let guards = self.shards.iter().enumerate().map(|(number, shard)| (number, lock(shard))).collect();
-        Locked { space: self, guards, now: now() }
+        Locked { space: self, guards: Guards::Many(guards), now: now() }
     }
 
     /// Looks at each shard, one after the other.
@@ -192,8 +194,24 @@ fn lock(shard: &Mutex<Shard>) -> MutexGuard<'_, Shard> {
 /// Some shards, for as long as a command or a transaction takes.
 pub struct Locked<'a> {
     space: &'a Space,
-    guards: Vec<(usize, MutexGuard<'a, Shard>)>,
+    guards: Guards<'a>,
     now: u64,
+}
+
+/// What nearly all commands need is one.
+enum Guards<'a> {
+    One(usize, MutexGuard<'a, Shard>),
+    /// In the order of their numbers.
+    Many(Vec<(usize, MutexGuard<'a, Shard>)>),
+}
+
+impl<'a> Guards<'a> {
+    fn many(&mut self) -> &mut [(usize, MutexGuard<'a, Shard>)] {
+        match self {
+            Self::One(..) => &mut [],
+            Self::Many(guards) => guards,
+        }
+    }
 }
 
 impl Locked<'_> {
@@ -205,14 +223,20 @@ impl Locked<'_> {
     /// The shard of a key, which was named when it was locked, and what it needs.
     pub fn of(&mut self, name: Name) -> (&mut Shard, Ground<'_>) {
         let wanted = shard_of(&name);
-        let (_, guard) = self.guards.iter_mut().find(|(number, _)| *number == wanted).expect("its shard is locked");
-        (guard, self.space.ground(self.now))
+        let guard = match &mut self.guards {
+            Guards::One(number, guard) => Some(guard).filter(|_| *number == wanted),
+            Guards::Many(guards) => {
+                let at = guards.binary_search_by_key(&wanted, |(number, _)| *number).ok();
+                at.map(|at| &mut guards[at].1)
+            }
+        };
+        (guard.expect("its shard is locked"), self.space.ground(self.now))
     }
 
     /// All shards that are locked.
     pub fn each(&mut self, mut with: impl FnMut(&mut Shard, Ground<'_>)) {
         let ground = self.space.ground(self.now);
-        self.guards.iter_mut().for_each(|(_, guard)| with(guard, ground));
+        self.guards.many().iter_mut().for_each(|(_, guard)| with(guard, ground));
     }
 
     /// Shows keys of a database from a cursor on, and says where to go on; 0 is the beginning and the end. Everything is locked.
@@ -220,7 +244,7 @@ impl Locked<'_> {
         let (first, mut from) = ((cursor >> CURSOR_BITS) as usize, cursor & ((1 << CURSOR_BITS) - 1));
         let ground = self.space.ground(self.now);
         let mut shown = 0;
-        for (number, shard) in self.guards.iter_mut().skip(first) {
+        for (number, shard) in self.guards.many().iter_mut().skip(first) {
             if shown >= count {
                 return (*number as u64) << CURSOR_BITS;
             }
@@ -244,8 +268,8 @@ impl Locked<'_> {
         let _ = rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::NONBLOCK);
         let random = u128::from_le_bytes(random);
         let ground = self.space.ground(self.now);
-        let start = random as usize % self.guards.len().max(1);
-        let (before, after) = self.guards.split_at_mut(start);
+        let guards = self.guards.many();
+        let (before, after) = guards.split_at_mut(random as usize % guards.len().max(1));
         after.iter_mut().chain(before).find_map(|(_, shard)| shard.any(ground, db, (random >> 80) as u64))
     }
 }
@@ -278,14 +302,14 @@ mod tests {
 
     fn set(space: &Space, db: u8, key: &[u8], value: &[u8], expiry: Expiry) -> Result<(), Full> {
         let name = space.name(db, key);
-        let mut locked = space.lock(&[name]);
+        let mut locked = space.lock(name, now());
         let (shard, ground) = locked.of(name);
         shard.write(ground, name, key, value, expiry)
     }
 
     fn get(space: &Space, db: u8, key: &[u8]) -> Option<Vec<u8>> {
         let name = space.name(db, key);
-        let mut locked = space.lock(&[name]);
+        let mut locked = space.lock(name, now());
         let (shard, ground) = locked.of(name);
         let mut value = Vec::new();
         shard.read(ground, name, &mut value, |bytes, _| 0..bytes).then_some(value)
@@ -293,7 +317,7 @@ mod tests {
 
     fn remove(space: &Space, db: u8, key: &[u8]) -> bool {
         let name = space.name(db, key);
-        let mut locked = space.lock(&[name]);
+        let mut locked = space.lock(name, now());
         let (shard, ground) = locked.of(name);
         shard.remove(ground, name)
     }
@@ -333,7 +357,7 @@ mod tests {
                 7 => {
                     // What expires at once is gone.
                     let name = space.name(db, &key);
-                    let mut locked = space.lock(&[name]);
+                    let mut locked = space.lock(name, now());
                     let (shard, ground) = locked.of(name);
                     if random.below(4) == 0 && shard.set_expiry(ground, name, 1) {
                         oracle.remove(&(db, key));

@@ -19,6 +19,7 @@ use crate::commands;
 use crate::reply::Reply;
 use crate::resp::{Broken, Decoder, Found, Limits};
 use crate::server::Shared;
+use crate::space::now;
 
 /// What is read at a time.
 const READ_BYTES: usize = 64 << 10;
@@ -26,30 +27,39 @@ const READ_BYTES: usize = 64 << 10;
 const OUT_BYTES_MAX: usize = 256 << 10;
 /// Bytes of a connection that nobody hears of.
 const CONNECTION_BYTES: u64 = 1 << 10;
+/// Arguments that a command has at most, mostly.
+const FEW_ARGS: usize = 8;
 /// The name of what wakes a worker.
 const WAKE: u64 = 0;
 /// How often to look at connections that are not heard for a while.
 const TICK: Duration = Duration::from_millis(50);
 
+/// A connection for a worker.
+pub enum Arrival {
+    New(u64, Stream),
+    /// From another worker.
+    Moved(u64, Box<Connection>),
+}
+
 /// What others know of a worker.
 pub struct Worker {
-    shared: Arc<Shared>,
-    arrivals: Mutex<Vec<(u64, Stream)>>,
+    number: usize,
+    arrivals: Mutex<Vec<Arrival>>,
     epoll: OwnedFd,
     wake: OwnedFd,
 }
 
 impl Worker {
-    pub fn new(shared: Arc<Shared>) -> io::Result<Self> {
+    pub fn new(number: usize) -> io::Result<Self> {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         epoll::add(&epoll, &wake, epoll::EventData::new_u64(WAKE), epoll::EventFlags::IN)?;
-        Ok(Self { shared, arrivals: Mutex::default(), epoll, wake })
+        Ok(Self { number, arrivals: Mutex::default(), epoll, wake })
     }
 
-    /// Hands over a new connection.
-    pub fn take(&self, id: u64, stream: Stream) {
-        self.arrivals.lock().unwrap_or_else(PoisonError::into_inner).push((id, stream));
+    /// Hands over a connection.
+    pub fn take(&self, arrival: Arrival) {
+        self.arrivals.lock().unwrap_or_else(PoisonError::into_inner).push(arrival);
         self.wake();
     }
 
@@ -59,7 +69,8 @@ impl Worker {
     }
 }
 
-struct Connection {
+/// A client that is being served.
+pub struct Connection {
     stream: Arc<Stream>,
     client: Client,
     decoder: Decoder,
@@ -76,9 +87,9 @@ struct Connection {
 }
 
 /// Serves until the server stops.
-pub fn serve(worker: &Worker) {
-    let shared = &worker.shared;
-    let mut connections: HashMap<u64, Connection> = HashMap::new();
+pub fn serve(shared: &Shared, worker: &Worker) {
+    let mut connections: HashMap<u64, Box<Connection>> = HashMap::new();
+    let mut active = shared.balance.active();
     let mut events = Vec::with_capacity(256);
     let mut buffer = vec![0; READ_BYTES];
     while !shared.stopping.load(Relaxed) {
@@ -93,19 +104,23 @@ pub fn serve(worker: &Worker) {
             }
         }
         if muted {
-            unmute(worker, &mut connections, &mut buffer);
+            unmute(shared, worker, &mut connections, &mut buffer);
+        }
+        if active != shared.balance.active() {
+            active = shared.balance.active();
+            move_away(shared, worker, &mut connections);
         }
         for event in &events {
             let id = event.data.u64();
             if id == WAKE {
                 let _ = rustix::io::read(&worker.wake, &mut [0; 8]);
-                welcome(worker, &mut connections);
+                welcome(shared, worker, &mut connections);
                 continue;
             }
             let Some(connection) = connections.get_mut(&id) else { continue };
             let flags = event.flags;
             let goes_on = connection.go_on(shared, flags, &mut buffer);
-            settle(worker, &mut connections, id, goes_on);
+            settle(shared, worker, &mut connections, id, goes_on);
         }
     }
     // What has been answered is sent, as far as it can be.
@@ -115,52 +130,58 @@ pub fn serve(worker: &Worker) {
     }
 }
 
-fn welcome(worker: &Worker, connections: &mut HashMap<u64, Connection>) {
+fn welcome(shared: &Shared, worker: &Worker, connections: &mut HashMap<u64, Box<Connection>>) {
     let arrivals = std::mem::take(&mut *worker.arrivals.lock().unwrap_or_else(PoisonError::into_inner));
-    for (id, stream) in arrivals {
-        let stream = Arc::new(stream);
-        let events = epoll::EventFlags::IN;
-        if epoll::add(&worker.epoll, &*stream, epoll::EventData::new_u64(id), events).is_err() {
-            worker.shared.counters.refused.fetch_add(1, Relaxed);
+    for arrival in arrivals {
+        let (id, connection) = match arrival {
+            Arrival::New(id, stream) => (id, Box::new(Connection::new(shared, id, stream))),
+            Arrival::Moved(id, connection) => (id, connection),
+        };
+        let data = epoll::EventData::new_u64(id);
+        if epoll::add(&worker.epoll, &*connection.stream, data, connection.events).is_err() {
+            shared.counters.refused.fetch_add(1, Relaxed);
+            leave(shared, id, &connection);
             continue;
         }
-        let info = Arc::new(Info::new(id, &stream));
-        worker.shared.registry.add(&info);
-        worker.shared.space.buffers.fetch_add(CONNECTION_BYTES, Relaxed);
-        let client = Client::new(info, worker.shared.password.is_none());
-        let (input, output) = (Vec::new(), Vec::new());
-        let decoder = Decoder::default();
-        let connection = Connection {
-            stream,
-            client,
-            decoder,
-            input,
-            wanted: 1,
-            output,
-            sent: 0,
-            events,
-            counted: CONNECTION_BYTES,
-        };
         connections.insert(id, connection);
+    }
+    // How many serve may have changed while they were on their way.
+    move_away(shared, worker, connections);
+}
+
+/// Gives away the connections that belong to other workers now.
+fn move_away(shared: &Shared, worker: &Worker, connections: &mut HashMap<u64, Box<Connection>>) {
+    let elsewhere = |id: &u64| shared.home(*id).number != worker.number;
+    let ids: Vec<u64> = connections.keys().copied().filter(elsewhere).collect();
+    for id in ids {
+        let Some(connection) = connections.remove(&id) else { continue };
+        // One that is not waited for any more cannot wake this thread for nothing.
+        let _ = epoll::delete(&worker.epoll, &*connection.stream);
+        shared.home(id).take(Arrival::Moved(id, connection));
     }
 }
 
 /// Hears those again whose time has come.
-fn unmute(worker: &Worker, connections: &mut HashMap<u64, Connection>, buffer: &mut [u8]) {
+fn unmute(shared: &Shared, worker: &Worker, connections: &mut HashMap<u64, Box<Connection>>, buffer: &mut [u8]) {
     let now = Instant::now();
     let due = |connection: &Connection| connection.client.muted_until.is_some_and(|until| until <= now);
     let ids: Vec<u64> = connections.iter().filter(|(_, connection)| due(connection)).map(|(id, _)| *id).collect();
     for id in ids {
         let Some(connection) = connections.get_mut(&id) else { continue };
         connection.client.muted_until = None;
-        let goes_on = connection.go_on(&worker.shared, epoll::EventFlags::empty(), buffer);
-        settle(worker, connections, id, goes_on);
+        let goes_on = connection.go_on(shared, epoll::EventFlags::empty(), buffer);
+        settle(shared, worker, connections, id, goes_on);
     }
 }
 
 /// After a connection was served: waits for the right things, counts its buffers, or lets it go.
-fn settle(worker: &Worker, connections: &mut HashMap<u64, Connection>, id: u64, goes_on: io::Result<bool>) {
-    let shared = &worker.shared;
+fn settle(
+    shared: &Shared,
+    worker: &Worker,
+    connections: &mut HashMap<u64, Box<Connection>>,
+    id: u64,
+    goes_on: io::Result<bool>,
+) {
     let Some(connection) = connections.get_mut(&id) else { return };
     if let Err(e) = &goes_on
         && e.kind() == ErrorKind::InvalidData
@@ -187,6 +208,24 @@ fn leave(shared: &Shared, id: u64, connection: &Connection) {
 }
 
 impl Connection {
+    fn new(shared: &Shared, id: u64, stream: Stream) -> Self {
+        let stream = Arc::new(stream);
+        let info = Arc::new(Info::new(id, &stream));
+        shared.registry.add(&info);
+        shared.space.buffers.fetch_add(CONNECTION_BYTES, Relaxed);
+        Self {
+            stream,
+            client: Client::new(info, shared.password.is_none()),
+            decoder: Decoder::default(),
+            input: Vec::new(),
+            wanted: 1,
+            output: Vec::new(),
+            sent: 0,
+            events: epoll::EventFlags::IN,
+            counted: CONNECTION_BYTES,
+        }
+    }
+
     /// Does what can be done now. `false` if the client leaves, or has left.
     fn go_on(&mut self, shared: &Shared, flags: epoll::EventFlags, buffer: &mut [u8]) -> io::Result<bool> {
         if flags.contains(epoll::EventFlags::ERR) {
@@ -200,7 +239,10 @@ impl Connection {
         if self.hears() && flags.intersects(epoll::EventFlags::IN | epoll::EventFlags::HUP) {
             match (&*self.stream).read(buffer) {
                 Ok(0) => return Ok(false),
-                Ok(bytes) => self.hear(shared, &buffer[..bytes])?,
+                Ok(bytes) => {
+                    shared.counters.reads.fetch_add(1, Relaxed);
+                    self.hear(shared, &buffer[..bytes])?;
+                }
                 Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {}
                 Err(e) => return Err(e),
             }
@@ -253,7 +295,8 @@ impl Connection {
     /// Does the commands at the front of what has arrived, as many as there are and as it can answer, and says how many bytes they were.
     fn work_on(&mut self, shared: &Shared, input: &[u8]) -> io::Result<usize> {
         let mut done = 0;
-        let mut ran = false;
+        let mut ran = 0;
+        let now = now();
         while self.hears() {
             let limits = if self.client.known { Limits::known(shared.value_bytes_max()) } else { Limits::STRANGER };
             let found = self.decoder.decode(&input[done..], limits);
@@ -264,10 +307,20 @@ impl Connection {
                 }
                 Ok(Found::Command(bytes)) => {
                     let input = &input[done..];
-                    let args: Vec<&[u8]> = self.decoder.args().iter().map(|range| &input[range.clone()]).collect();
+                    let words = self.decoder.args().iter().map(|range| &input[range.clone()]);
+                    // Few are looked at where they are.
+                    let (mut few, many): ([&[u8]; FEW_ARGS], Vec<&[u8]>);
+                    let args = if words.len() <= FEW_ARGS {
+                        few = [&[]; FEW_ARGS];
+                        few.iter_mut().zip(words.clone()).for_each(|(to, word)| *to = word);
+                        &few[..words.len()]
+                    } else {
+                        many = words.collect();
+                        &many
+                    };
                     if !args.is_empty() {
-                        commands::run(shared, &mut self.client, &args, &mut self.output);
-                        ran = true;
+                        commands::run(shared, &mut self.client, args, &mut self.output, now);
+                        ran += 1;
                     }
                     done += bytes;
                     self.wanted = 1;
@@ -280,7 +333,8 @@ impl Connection {
                 }
             }
         }
-        if ran {
+        if ran > 0 {
+            shared.counters.commands.fetch_add(ran, Relaxed);
             self.client.info.last.store(self.client.info.since.elapsed().as_millis() as u64, Relaxed);
         }
         Ok(done)

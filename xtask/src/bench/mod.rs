@@ -4,6 +4,7 @@ mod alloc;
 mod disk;
 mod fits;
 mod race;
+mod serve;
 mod spill;
 
 use std::ffi::OsString;
@@ -32,6 +33,8 @@ pub enum Bench {
     Alloc(alloc::AllocArgs),
     /// `tmem disk` beside nbdkit's memory disks, zstd and malloc, under fio.
     Disk(disk::DiskArgs),
+    /// `tmem serve` beside Redis.
+    Serve(serve::ServeArgs),
     /// The engine alone against the bare codec.
     Engine {
         /// Passed on to the benchmark.
@@ -48,6 +51,7 @@ pub fn bench(bench: &Bench) -> anyhow::Result<()> {
         Bench::Spill(args) => spill::spill(args),
         Bench::Alloc(args) => alloc::alloc(args),
         Bench::Disk(args) => disk::disk(args),
+        Bench::Serve(args) => serve::serve(args),
         Bench::Engine { args } => {
             project::run(project::cargo(&["bench", "--package", "tmem", "--bench", "engine", "--"]).args(args))
         }

@@ -5,8 +5,6 @@ mod keys;
 mod server;
 mod strings;
 
-use std::sync::atomic::Ordering::Relaxed;
-
 use crate::client::{Client, Queued};
 use crate::reply::Reply;
 use crate::server::Shared;
@@ -75,6 +73,8 @@ struct Call<'a, 'l, 'r> {
     client: &'a mut Client,
     locked: &'a mut Locked<'l>,
     reply: &'a mut Reply<'r>,
+    /// The first key, if the command has one.
+    first: Option<Name>,
 }
 
 impl Call<'_, '_, '_> {
@@ -84,7 +84,7 @@ impl Call<'_, '_, '_> {
 
     /// The first key.
     fn name(&self) -> Name {
-        self.name_of(self.args[1])
+        self.first.unwrap_or_else(|| self.name_of(self.args[1]))
     }
 
     fn number(&self, at: usize) -> Result<i64, Fault> {
@@ -216,9 +216,8 @@ fn find(args: &[&[u8]]) -> Result<&'static Command, Fault> {
     Ok(command)
 }
 
-/// Runs a command, or keeps it for EXEC. There is at least one argument.
-pub fn run(server: &Shared, client: &mut Client, args: &[&[u8]], out: &mut Vec<u8>) {
-    server.counters.commands.fetch_add(1, Relaxed);
+/// Runs a command, or keeps it for EXEC. There is at least one argument; `now` is in milliseconds since 1970.
+pub fn run(server: &Shared, client: &mut Client, args: &[&[u8]], out: &mut Vec<u8>, now: u64) {
     let mut reply = Reply { out, resp3: client.resp3 };
     let start = reply.out.len();
     let done = find(args).and_then(|command| {
@@ -226,7 +225,7 @@ pub fn run(server: &Shared, client: &mut Client, args: &[&[u8]], out: &mut Vec<u
             return Err(Fault::Said("NOAUTH Authentication required."));
         }
         match (&mut client.queue, command.name) {
-            (Some(_), "exec") => exec(server, client, &mut reply),
+            (Some(_), "exec") => exec(server, client, &mut reply, now),
             (Some(_), "discard") => {
                 (client.queue, client.spoilt) = (None, false);
                 reply.ok();
@@ -243,8 +242,13 @@ pub fn run(server: &Shared, client: &mut Client, args: &[&[u8]], out: &mut Vec<u
                 Ok(())
             }
             _ => {
-                let mut locked = lock(server, client.db, &[(command, args)]);
-                let mut call = Call { args, server, client, locked: &mut locked, reply: &mut reply };
+                // Nearly all commands have one key.
+                let first = (command.keys == Keys::First).then(|| server.space.name(client.db, args[1]));
+                let mut locked = match first {
+                    Some(name) => server.space.lock(name, now),
+                    None => lock(server, client.db, &[(command, args)], now),
+                };
+                let mut call = Call { args, server, client, locked: &mut locked, reply: &mut reply, first };
                 (command.run)(&mut call)
             }
         }
@@ -261,21 +265,16 @@ pub fn run(server: &Shared, client: &mut Client, args: &[&[u8]], out: &mut Vec<u
 }
 
 /// Locks what commands need.
-fn lock<'a>(server: &'a Shared, db: u8, commands: &[(&Command, &[&[u8]])]) -> Locked<'a> {
+fn lock<'a>(server: &'a Shared, db: u8, commands: &[(&Command, &[&[u8]])], now: u64) -> Locked<'a> {
     if commands.iter().any(|(command, _)| command.keys == Keys::Everything) {
         return server.space.lock_all();
     }
-    if let [(command, args)] = commands
-        && command.keys == Keys::First
-    {
-        return server.space.lock(&[server.space.name(db, args[1])]);
-    }
     let keys = commands.iter().flat_map(|(command, args)| command.key_args(args));
-    server.space.lock(&keys.map(|key| server.space.name(db, key)).collect::<Vec<_>>())
+    server.space.lock_many(keys.map(|key| server.space.name(db, key)), now)
 }
 
 /// Does all that was queued, with nobody in between.
-fn exec(server: &Shared, client: &mut Client, reply: &mut Reply<'_>) -> Result<(), Fault> {
+fn exec(server: &Shared, client: &mut Client, reply: &mut Reply<'_>, now: u64) -> Result<(), Fault> {
     let queue: Vec<Queued> = client.queue.take().unwrap_or_default();
     if std::mem::take(&mut client.spoilt) {
         return Err(Fault::Said("EXECABORT Transaction discarded because of previous errors."));
@@ -287,12 +286,13 @@ fn exec(server: &Shared, client: &mut Client, reply: &mut Reply<'_>) -> Result<(
     let mut locked = if commands.iter().any(|(command, _)| matches!(command.name, "select")) {
         server.space.lock_all()
     } else {
-        lock(server, client.db, &commands)
+        lock(server, client.db, &commands, now)
     };
     reply.array(commands.len());
     for (command, args) in commands {
         let start = reply.out.len();
-        let mut call = Call { args, server, client: &mut *client, locked: &mut locked, reply: &mut *reply };
+        let mut call =
+            Call { args, server, client: &mut *client, locked: &mut locked, reply: &mut *reply, first: None };
         if let Err(fault) = (command.run)(&mut call) {
             reply.out.truncate(start);
             reply.error(fault.text());

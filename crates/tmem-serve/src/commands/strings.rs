@@ -1,7 +1,5 @@
 //! Values.
 
-use std::sync::atomic::Ordering::Relaxed;
-
 use super::keys::time_of;
 use super::{Call, Fault, NOT_INTEGER, SYNTAX};
 use crate::reply::Reply;
@@ -19,13 +17,13 @@ impl Call<'_, '_, '_> {
             Reply { out, resp3 }.bulk_head(bytes);
             0..bytes
         });
+        shard.hits += u64::from(found);
+        shard.misses += u64::from(!found);
         if found {
-            self.reply.out.extend_from_slice(b"\r\n")
+            self.reply.out.extend_from_slice(b"\r\n");
         } else {
-            self.reply.null()
+            self.reply.null();
         }
-        let counter = if found { &self.server.space.hits } else { &self.server.space.misses };
-        counter.fetch_add(1, Relaxed);
         found
     }
 

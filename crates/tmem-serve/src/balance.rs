@@ -1,0 +1,149 @@
+//! How many threads serve at present.
+//!
+//! One thread that is never idle answers small commands faster than two that have to be woken for each, as long as clients need the other
+//! processors themselves; when there are processors idle and those that serve are busy, there have to be more. So it is measured: how
+//! busy the threads are, how idle the machine is, and how many commands come at once.
+
+use std::fs;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::time::Instant;
+
+/// A thread is as good as always busy with more than this part of the time.
+const BUSY: f64 = 0.8;
+/// A processor that is idle for so much of the time can serve.
+const IDLE: f64 = 0.15;
+/// All processors are as good as busy if there is less.
+const NONE_IDLE: f64 = 0.1;
+/// With fewer commands at a time, waking takes longer than working.
+const FEW_COMMANDS: f64 = 2.0;
+/// So many looks in a row have to agree.
+const LOOKS: i32 = 2;
+
+/// What was measured between two looks.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+struct Look {
+    /// Processors' worth of time that our threads used.
+    busy: f64,
+    /// The same that nobody used.
+    idle: f64,
+    /// Commands for each time that something was read.
+    commands_at_once: f64,
+}
+
+/// Decides how many threads serve.
+pub struct Balance {
+    /// Threads that there are.
+    most: usize,
+    active: AtomicUsize,
+}
+
+impl Balance {
+    /// One serves at first.
+    pub fn new(most: usize) -> Self {
+        Self { most: most.max(1), active: AtomicUsize::new(1) }
+    }
+
+    /// Threads that there are.
+    pub fn most(&self) -> usize {
+        self.most
+    }
+
+    /// Threads that serve.
+    pub fn active(&self) -> usize {
+        self.active.load(Relaxed)
+    }
+
+    /// Changes how many serve.
+    pub fn set_active(&self, active: usize) {
+        self.active.store(active.clamp(1, self.most), Relaxed);
+    }
+}
+
+/// Looks now and then.
+pub struct Looker {
+    at: Instant,
+    busy_ns: u64,
+    idle_ticks: u64,
+    counts: (u64, u64),
+    /// Looks in a row that asked for more, or, if negative, for fewer.
+    agreed: i32,
+}
+
+impl Looker {
+    pub fn new() -> Self {
+        Self { at: Instant::now(), busy_ns: busy_ns(), idle_ticks: idle_ticks(), counts: (0, 0), agreed: 0 }
+    }
+
+    /// Looks, and says how many threads should serve. `counts` are commands and reads so far.
+    pub fn look(&mut self, balance: &Balance, counts: (u64, u64)) -> usize {
+        let seconds = self.at.elapsed().as_secs_f64().max(1e-3);
+        let (busy_ns, idle_ticks) = (busy_ns(), idle_ticks());
+        let look = Look {
+            busy: busy_ns.saturating_sub(self.busy_ns) as f64 / 1e9 / seconds,
+            idle: idle_ticks.saturating_sub(self.idle_ticks) as f64 / TICKS / seconds,
+            commands_at_once: (counts.0 - self.counts.0) as f64 / (counts.1 - self.counts.1).max(1) as f64,
+        };
+        (self.at, self.busy_ns, self.idle_ticks, self.counts) = (Instant::now(), busy_ns, idle_ticks, counts);
+        self.judge(look, balance.active(), balance.most())
+    }
+
+    fn judge(&mut self, look: Look, active: usize, most: usize) -> usize {
+        let wish = if active < most && look.busy > BUSY * active as f64 && look.idle > IDLE {
+            1
+        } else if active > 1 && look.idle < NONE_IDLE && look.commands_at_once < FEW_COMMANDS {
+            -1
+        } else {
+            0
+        };
+        self.agreed = if wish * self.agreed < 0 || wish == 0 { wish } else { self.agreed + wish };
+        if self.agreed.abs() < LOOKS {
+            return active;
+        }
+        self.agreed = 0;
+        active.saturating_add_signed(wish as isize)
+    }
+}
+
+/// Of the time in /proc/stat.
+const TICKS: f64 = 100.0;
+
+/// Time that our threads which serve have used.
+fn busy_ns() -> u64 {
+    let Ok(tasks) = fs::read_dir("/proc/self/task") else { return 0 };
+    let of = |path: std::path::PathBuf| {
+        let name = fs::read_to_string(path.join("comm")).ok()?;
+        let stat = fs::read_to_string(path.join("schedstat")).ok()?;
+        stat.split(' ').next()?.parse::<u64>().ok().filter(|_| name.starts_with("tmem-serve-"))
+    };
+    tasks.filter_map(|task| of(task.ok()?.path())).sum()
+}
+
+/// Time that processors were idle, waiting for disks included.
+fn idle_ticks() -> u64 {
+    let stat = fs::read_to_string("/proc/stat").unwrap_or_default();
+    let number = |at: usize| stat.lines().next()?.split_ascii_whitespace().nth(at)?.parse::<u64>().ok();
+    number(4).unwrap_or(0) + number(5).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn more_serve_when_processors_are_idle_and_fewer_when_waking_is_all_they_do() {
+        let mut looker = Looker::new();
+        let mut judge = |look: Look, active| (0..LOOKS).fold(active, |active, _| looker.judge(look, active, 4));
+        let look = |busy, idle, commands_at_once| Look { busy, idle, commands_at_once };
+        assert_eq!(judge(look(0.95, 2.0, 1.0), 1), 2);
+        assert_eq!(judge(look(0.95, 0.1, 16.0), 1), 1, "no processor is idle");
+        assert_eq!(judge(look(0.5, 3.0, 1.0), 1), 1, "it has time");
+        assert_eq!(judge(look(1.6, 0.0, 1.2), 2), 1);
+        assert_eq!(judge(look(1.6, 0.0, 16.0), 2), 2, "they have much to do");
+        assert_eq!(judge(look(4.0, 5.0, 16.0), 4), 4, "there are no more");
+        // One look is no reason.
+        assert_eq!(looker.judge(look(0.95, 2.0, 1.0), 1, 4), 1);
+        assert_eq!(looker.judge(look(0.1, 2.0, 1.0), 1, 4), 1);
+        assert_eq!(looker.judge(look(0.95, 2.0, 1.0), 1, 4), 1);
+        assert!(idle_ticks() > 0);
+    }
+}
