@@ -206,6 +206,7 @@ Examples:
   tmem serve --ram 4G --listen 127.0.0.1:6379
   tmem serve --ram 4G --listen 127.0.0.1:6379 --policy allkeys-lru
   tmem serve --ram 50% --listen 0.0.0.0:6379 --password-file /etc/tmem/password
+  tmem serve --ram 4G --listen 0.0.0.0:6379 --tls-certificates /etc/tmem/server
   tmem serve --ram 1G --listen unix:/run/tmem-serve.sock --metrics 127.0.0.1:9466
   redis-cli -p 6379 set greeting hello
   redis-cli -p 6379 info memory";
@@ -218,7 +219,7 @@ pub struct ServeArgs {
     pub ram: RamSize,
     /// Where to listen: a socket in the file system, or an address and a port; port 0 takes a free one.
     ///
-    /// An address that other machines can reach takes --password-file, or --open-to-all. To be left out when a service manager hands over a
+    /// An address that other machines can reach takes --password-file or --tls-certificates, or --open-to-all. To be left out when a service manager hands over a
     /// socket (LISTEN_FDS, as systemd does).
     #[arg(long, value_name = "unix:PATH|HOST:PORT")]
     pub listen: Option<tmem_net::Address>,
@@ -228,8 +229,13 @@ pub struct ServeArgs {
     /// A file whose first line clients have to say (AUTH).
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub password_file: Option<PathBuf>,
+    /// Talk TLS, and to nobody without a certificate: a directory with ca-cert.pem, server-cert.pem and server-key.pem.
+    ///
+    /// A client has to show a certificate that the authority in ca-cert.pem has signed: redis-cli with --tls, --cacert, --cert and --key.
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub tls_certificates: Option<PathBuf>,
     /// Let in whoever reaches the address, from other machines, too, without a password.
-    #[arg(long, conflicts_with = "password_file")]
+    #[arg(long, conflicts_with_all = ["password_file", "tls_certificates"])]
     pub open_to_all: bool,
     /// What packs values when they are written: zstd takes less RAM, lz4 less time.
     ///

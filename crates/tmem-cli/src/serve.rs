@@ -23,12 +23,13 @@ pub fn serve(args: &ServeArgs) -> anyhow::Result<()> {
         policy: args.policy.into(),
         listen,
         password_file: args.password_file.clone(),
+        tls_certificates: args.tls_certificates.clone(),
         open_to_all: args.open_to_all,
         metrics: args.metrics,
     })?;
     let address = server.address();
     if args.listen.is_some() {
-        service::announce([uri(&address)].into_iter())?;
+        service::announce([uri(&address, args.tls_certificates.is_some())].into_iter())?;
     }
     service::tell(&format!("READY=1\nSTATUS=Serving at {address}"));
     let served = server.run(stop.as_fd());
@@ -37,9 +38,10 @@ pub fn serve(args: &ServeArgs) -> anyhow::Result<()> {
 }
 
 /// The address as clients take it.
-fn uri(address: &Address) -> String {
+fn uri(address: &Address, tls: bool) -> String {
     match address {
         Address::Unix(path) => format!("unix://{}", path.display()),
+        Address::Tcp(address) if tls => format!("rediss://{address}"),
         Address::Tcp(address) => format!("redis://{address}"),
     }
 }

@@ -9,10 +9,8 @@ use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use common::disk::{Disk, FIRST, OPT_GO, OPT_STRUCTURED_REPLY, connect, option, option_reply, read_exact};
-use common::{MIB, folder, has, run_tmem};
-use rcgen::{
-    BasicConstraints, CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, KeyPair, KeyUsagePurpose,
-};
+use common::pki::Pki;
+use common::{MIB, has, run_tmem};
 use tmem::testing::sample_pages;
 
 const OPT_EXPORT_NAME: u32 = 1;
@@ -23,58 +21,10 @@ const OPT_FIGURES: u32 = 0x746d_656d;
 const ACK: u32 = 1;
 const ERR_TLS_REQD: u32 = 1 << 31 | 5;
 
-/// Folders of a server, of a client that may come in, and of some that may not.
-struct Pki(PathBuf);
-
-type Authority = CertifiedIssuer<'static, KeyPair>;
-
-fn authority() -> Authority {
-    let mut params = CertificateParams::default();
-    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-    CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap()
-}
-
-impl Pki {
-    fn new(test: &str) -> Self {
-        let pki = Self(folder(test));
-        let (ours, foreign) = (authority(), authority());
-        pki.put("server", &ours, Some(("server", &ours)));
-        pki.put("client", &ours, Some(("client", &ours)));
-        pki.put("without", &ours, None);
-        pki.put("stranger", &ours, Some(("client", &foreign)));
-        pki
-    }
-
-    /// A folder with the authority that its owner trusts, and a certificate, if it has one.
-    fn put(&self, name: &str, trusted: &Authority, owner: Option<(&str, &Authority)>) {
-        let folder = self.0.join(name);
-        fs::create_dir_all(&folder).unwrap();
-        fs::write(folder.join("ca-cert.pem"), trusted.pem()).unwrap();
-        if let Some((role, issuer)) = owner {
-            let key = KeyPair::generate().unwrap();
-            let mut params = CertificateParams::new(["localhost".to_owned(), "127.0.0.1".to_owned()]).unwrap();
-            params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
-            let certificate = params.signed_by(&key, issuer).unwrap();
-            fs::write(folder.join(format!("{role}-cert.pem")), certificate.pem()).unwrap();
-            fs::write(folder.join(format!("{role}-key.pem")), key.serialize_pem()).unwrap();
-        }
-    }
-
-    fn path(&self, name: &str) -> String {
-        self.0.join(name).display().to_string()
-    }
-
-    fn start(&self, listen: &str) -> Disk {
-        let server = self.path("server");
-        Disk::start_at(listen, &["--size", "64M", "--ram", "32M", "--tls-certificates", &server])
-    }
-}
-
-impl Drop for Pki {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
-    }
+/// A disk that wants TLS.
+fn start(pki: &Pki, listen: &str) -> Disk {
+    let server = pki.path("server");
+    Disk::start_at(listen, &["--size", "64M", "--ram", "32M", "--tls-certificates", &server])
 }
 
 fn run(program: &str, words: &[&str]) -> Output {
@@ -106,7 +56,7 @@ fn without_a_certificate_there_is_nothing_and_with_one_all() {
         return;
     }
     let pki = Pki::new("tls-nbdinfo");
-    let disk = pki.start("127.0.0.1:0");
+    let disk = start(&pki, "127.0.0.1:0");
     assert!(disk.uri().starts_with("nbds://127.0.0.1:"), "{}", disk.uri());
     for folder in ["without", "stranger"] {
         let out = run("nbdinfo", &[&with_certificates(disk.uri(), &pki.path(folder))]);
@@ -130,7 +80,7 @@ fn nbdcopy_and_qemu_img_copy_under_tls() {
     }
     let pki = Pki::new("tls-copy");
     for listen in ["unix:", "127.0.0.1:0"] {
-        let disk = pki.start(listen);
+        let disk = start(&pki, listen);
         let image = image(disk.folder());
         let back = disk.folder().join("back");
         let uri = with_certificates(disk.uri(), &pki.path("client"));
@@ -158,7 +108,7 @@ fn nbdcopy_and_qemu_img_copy_under_tls() {
 #[test]
 fn before_tls_nothing_is_told() {
     let pki = Pki::new("tls-before");
-    let disk = pki.start("unix:");
+    let disk = start(&pki, "unix:");
     let begin = || {
         let mut stream = connect(&disk);
         read_exact::<18>(&stream).unwrap();
@@ -189,7 +139,7 @@ fn before_tls_nothing_is_told() {
 #[test]
 fn what_stands_in_the_clear_behind_starttls_is_not_done() {
     let pki = Pki::new("tls-injection");
-    let disk = pki.start("unix:");
+    let disk = start(&pki, "unix:");
     let mut stream = connect(&disk);
     read_exact::<18>(&stream).unwrap();
     stream.write_all(&[&[0, 0, 0, 3][..], &option(OPT_STARTTLS, &[]), &option(OPT_GO, &FIRST)].concat()).unwrap();
@@ -204,7 +154,7 @@ fn what_stands_in_the_clear_behind_starttls_is_not_done() {
 #[test]
 fn a_handshake_of_tls_that_drips_is_not_waited_for_longer() {
     let pki = Pki::new("tls-drips");
-    let disk = pki.start("unix:");
+    let disk = start(&pki, "unix:");
     let mut stream = connect(&disk);
     read_exact::<18>(&stream).unwrap();
     let start = Instant::now();
@@ -222,7 +172,7 @@ fn a_handshake_of_tls_that_drips_is_not_waited_for_longer() {
 #[test]
 fn stats_are_asked_for_under_tls() {
     let pki = Pki::new("tls-stats");
-    let disk = pki.start("unix:");
+    let disk = start(&pki, "unix:");
     let at = format!("unix:{}", disk.socket().display());
     let ask = |words: &[&str]| run_tmem(&[&["disk", "stats", &at, "--json"], words].concat());
     let (status, out, err) = ask(&[]);

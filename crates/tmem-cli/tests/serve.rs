@@ -8,6 +8,7 @@ use std::net::TcpStream;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use common::pki::Pki;
 use common::{Guard, MIB, has, long, run_tmem, say, skip, tmem_command, wait_until};
 use tmem::testing::{Random, sample_pages};
 
@@ -25,7 +26,7 @@ impl Server {
         let mut child = tmem_command(&words).stdout(Stdio::piped()).spawn().unwrap();
         let mut line = String::new();
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-        let address = line.trim().strip_prefix("redis://").unwrap_or_else(|| panic!("tmem {words:?}: {line}"));
+        let (_, address) = line.trim().split_once("://").unwrap_or_else(|| panic!("tmem {words:?}: {line}"));
         Self { guard: Guard(child), address: address.to_owned() }
     }
 
@@ -599,6 +600,64 @@ fn redis_cli_and_its_benchmark_work() {
     let said = run("redis-benchmark", &[&["-p", server.port()], &tests[..]].concat(), "");
     assert!(said.contains("GET") && said.contains("MSET") && !said.to_lowercase().contains("error"), "{said}");
     server.stop();
+}
+
+#[test]
+fn with_tls_there_is_nothing_without_a_certificate() {
+    const TEST: &str = "with_tls_there_is_nothing_without_a_certificate";
+    let pki = Pki::new("serve-tls");
+    let mut server = Server::start(&["--ram", "64M", "--tls-certificates", &pki.path("server")]);
+    // In the clear there is no answer but the end, or an alert.
+    let mut plain = TcpStream::connect(&server.address).unwrap();
+    plain.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    plain.write_all(b"PING\r\n").unwrap();
+    let mut said = Vec::new();
+    let _ = plain.read_to_end(&mut said);
+    assert!(!said.windows(4).any(|word| word == b"PONG") && said.len() < 64, "{said:?}");
+    if !has(TEST, "redis-cli") {
+        return;
+    }
+    let cli = |name: &str, words: &[&str], input: &[u8]| {
+        let folder = pki.path(name);
+        let mut command = Command::new("timeout");
+        command.args(["20", "redis-cli", "--no-raw", "-p", server.port(), "--tls", "--cacert"]);
+        command.arg(format!("{folder}/ca-cert.pem"));
+        if name != "without" {
+            command.args([
+                "--cert",
+                &format!("{folder}/client-cert.pem"),
+                "--key",
+                &format!("{folder}/client-key.pem"),
+            ]);
+        }
+        let mut child =
+            command.args(words).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        // Who is sent away does not read.
+        let _ = child.stdin.take().unwrap().write_all(input);
+        let out = child.wait_with_output().unwrap();
+        say(&String::from_utf8_lossy(&out.stderr));
+        (out.status.success(), String::from_utf8_lossy(&out.stdout).into_owned())
+    };
+    if !run("redis-cli", &["--help"], "").contains("--tls") {
+        return skip(TEST, "this redis-cli has no TLS: only what is in the clear was tried");
+    }
+    for name in ["without", "stranger"] {
+        let (_, said) = cli(name, &["ping"], b"");
+        assert!(!said.contains("PONG"), "{name}: {said}");
+    }
+    assert_eq!(cli("client", &["ping"], b""), (true, "PONG\n".to_owned()));
+    // More than a buffer each way, in many commands.
+    let value: Vec<u8> = sample_pages(400, 3).flatten().collect();
+    let mut bytes = encoded(&[b"SET", b"big", &value]);
+    (0..3000).for_each(|n| bytes.extend(encoded(&[b"SET", format!("k{n}").as_bytes(), &value[n..n + 100]])));
+    (0..3000).for_each(|n| bytes.extend(encoded(&[b"GET", format!("k{n}").as_bytes()])));
+    let (fine, said) = cli("client", &["--pipe"], &bytes);
+    assert!(fine && said.contains("errors: 0, replies: 6001"), "{said}");
+    assert_eq!(cli("client", &["strlen", "big"], b"").1, format!("(integer) {}\n", value.len()));
+    assert!(cli("client", &["get", "big"], b"").1.len() > value.len());
+    assert!(cli("client", &["get", "k7"], b"").1.trim().len() > 100);
+    server.guard.signal(libc::SIGTERM);
+    assert!(server.guard.wait(Duration::from_secs(10)).is_some_and(|status| status.success()));
 }
 
 #[test]

@@ -10,7 +10,6 @@ use crate::error::Error;
 use crate::figures::Figures;
 use crate::negotiate::PATIENCE;
 use crate::protocol::{greeting, option, option_reply};
-use crate::tls;
 
 /// The longest answer that is read.
 const ANSWER_BYTES_MAX: u32 = 4 << 20;
@@ -124,7 +123,7 @@ fn visit<T>(
     tls_certificates: Option<&Path>,
     talk: impl FnOnce(&mut dyn Session) -> Result<T, Useless>,
 ) -> Result<T, Error> {
-    let session = tls_certificates.map(|folder| tls::client(folder, address)).transpose()?;
+    let session = tls_certificates.map(|folder| tmem_net::tls::client(folder, address)).transpose()?;
     let greeted = || {
         let stream = address.connect()?;
         stream.prepare(true)?;

@@ -28,7 +28,7 @@ use crate::options::{Contents, ExportOptions, Options};
 use crate::protocol::ClientFlags;
 use crate::stream::Hurried;
 use crate::stripes::Stripes;
-use crate::tls::{self, Secured, TLS_BYTES};
+use crate::tls::{Secured, TLS_BYTES};
 use crate::upkeep;
 use crate::watch::{self, Seen};
 
@@ -94,7 +94,7 @@ impl Server {
             for_swap::prepare()?;
         }
         let fixed_bytes = OWN_BYTES + options.exports.len() as u64 * Stripes::BYTES;
-        let tls = options.tls_certificates.as_deref().map(tls::server_config).transpose()?;
+        let tls = options.tls_certificates.as_deref().map(tmem_net::tls::server_config).transpose()?;
         let backed = |export: &ExportOptions| matches!(export.contents, Contents::Backing(_));
         let waits = options.spill.is_some() || options.exports.iter().any(backed);
         let beside = fixed_bytes + CONNECTIONS_READY * connection_bytes(waits, tls.is_some());
@@ -125,7 +125,7 @@ impl Server {
         let export = |options| Export::new(&store, spills, options, saved.pool(&options.name)).map(Arc::new);
         let exports = options.exports.iter().map(export).collect::<Result<Vec<_>, _>>()?;
         let doors = watch::open(options.metrics)?;
-        let listener = Listener::new(options.listen).map_err(|e| Error::new(e.to_string()))?;
+        let listener = Listener::new(options.listen)?;
         if options.for_swap {
             for_swap::lock()?;
         }

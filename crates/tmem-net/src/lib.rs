@@ -1,10 +1,11 @@
-//! Where servers of tmem listen: a socket in the file system or a host and a port, their own or handed over; and connections of
-//! either kind.
+//! Where servers of tmem listen: a socket in the file system or a host and a port, their own or handed over; connections of
+//! either kind, and who may connect with TLS.
 
 #![forbid(unsafe_code)]
 
 mod address;
 mod stream;
+pub mod tls;
 
 pub use address::{Address, Listen, Listener};
 pub use stream::Stream;

@@ -9,9 +9,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, poll};
+use rustls::ServerConfig;
 use serde_json::Value;
 use tmem::{CodecKind, Config, Store};
-use tmem_net::{Address, Listen, Listener};
+use tmem_net::{Address, Listen, Listener, tls};
 use tmem_watch::{Doors, Figure, Source, VERSION};
 
 use crate::Error;
@@ -62,6 +63,9 @@ pub struct Options {
     pub listen: Listen,
     /// A file whose first line clients have to say.
     pub password_file: Option<PathBuf>,
+    /// Nothing is said but with TLS: a folder with `ca-cert.pem`, `server-cert.pem` and `server-key.pem`. Clients need a
+    /// certificate of the same authority.
+    pub tls_certificates: Option<PathBuf>,
     /// Whoever reaches the address may come in, without a password.
     pub open_to_all: bool,
     /// Where metrics are served for Prometheus.
@@ -84,6 +88,8 @@ pub struct Counters {
 pub struct Shared {
     pub space: Space,
     pub password: Option<Vec<u8>>,
+    /// Nothing is said without it.
+    pub tls: Option<Arc<ServerConfig>>,
     /// The policy, as CONFIG GET has it.
     pub policy: String,
     pub registry: Registry,
@@ -113,17 +119,20 @@ impl Server {
             return Err(Error(format!("--ram {} is too little: 16M is the least that works", options.ram_bytes)));
         }
         let password = options.password_file.as_deref().map(read_password).transpose()?;
+        let tls = options.tls_certificates.as_deref().map(tls::server_config).transpose();
+        let tls = tls.map_err(|e| Error(e.to_string()))?;
         let store = Store::new(Config::new(options.ram_bytes - OWN_BYTES).codec(options.codec));
         let store = store.map_err(|e| Error(format!("no store can be made: {e}")))?;
         let drops = options.policy != Policy::NoEviction;
         let space = Space::new(store, options.ram_bytes, OWN_BYTES, drops)?;
         let doors = Doors::open(KIND, options.metrics).map_err(|e| Error(e.to_string()))?;
         let listener = Listener::new(options.listen).map_err(|e| Error(e.to_string()))?;
-        check_reach(&listener.address(), password.is_some() || options.open_to_all)?;
+        check_reach(&listener.address(), password.is_some() || tls.is_some() || options.open_to_all)?;
         let policy = if drops { "allkeys-lru" } else { "noeviction" }.to_owned();
         let shared = Shared {
             space,
             password,
+            tls,
             policy,
             registry: Registry::default(),
             counters: Counters::default(),
@@ -213,7 +222,7 @@ fn check_reach(address: &Address, guarded: bool) -> Result<(), Error> {
         return Ok(());
     }
     Err(Error(format!(
-        "{text} can be reached from other machines: give --password-file, or --open-to-all if that is meant"
+        "{text} can be reached from other machines: give --password-file or --tls-certificates, or --open-to-all if that is meant"
     )))
 }
 
@@ -364,6 +373,7 @@ mod tests {
             policy: Policy::NoEviction,
             listen: Listen::At(Address::Unix(path.clone())),
             password_file: None,
+            tls_certificates: None,
             open_to_all: false,
             metrics: None,
         })

@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, Timespec, epoll, eventfd};
+use rustls::ServerConnection;
 use tmem_net::Stream;
 
 use crate::client::{Client, Info};
@@ -27,6 +28,8 @@ const READ_BYTES: usize = 64 << 10;
 const OUT_BYTES_MAX: usize = 256 << 10;
 /// Bytes of a connection that nobody hears of.
 const CONNECTION_BYTES: u64 = 1 << 10;
+/// More of them under TLS: records on their way in and out, and keys.
+const TLS_BYTES: u64 = 96 << 10;
 /// Arguments that a command has at most, mostly.
 const FEW_ARGS: usize = 8;
 /// The name of what wakes a worker.
@@ -72,6 +75,8 @@ impl Worker {
 /// A client that is being served.
 pub struct Connection {
     stream: Arc<Stream>,
+    /// If all that is said is encrypted.
+    tls: Option<Box<ServerConnection>>,
     client: Client,
     decoder: Decoder,
     /// What has arrived of a command that is not whole, or of those that are not done yet.
@@ -134,7 +139,13 @@ fn welcome(shared: &Shared, worker: &Worker, connections: &mut HashMap<u64, Box<
     let arrivals = std::mem::take(&mut *worker.arrivals.lock().unwrap_or_else(PoisonError::into_inner));
     for arrival in arrivals {
         let (id, connection) = match arrival {
-            Arrival::New(id, stream) => (id, Box::new(Connection::new(shared, id, stream))),
+            Arrival::New(id, stream) => match Connection::new(shared, id, stream) {
+                Ok(connection) => (id, Box::new(connection)),
+                Err(_) => {
+                    shared.counters.refused.fetch_add(1, Relaxed);
+                    continue;
+                }
+            },
             Arrival::Moved(id, connection) => (id, connection),
         };
         let data = epoll::EventData::new_u64(id);
@@ -208,13 +219,17 @@ fn leave(shared: &Shared, id: u64, connection: &Connection) {
 }
 
 impl Connection {
-    fn new(shared: &Shared, id: u64, stream: Stream) -> Self {
+    fn new(shared: &Shared, id: u64, stream: Stream) -> io::Result<Self> {
+        let tls = shared.tls.as_ref().map(|config| ServerConnection::new(Arc::clone(config)));
+        let tls = tls.transpose().map_err(io::Error::other)?;
+        let counted = CONNECTION_BYTES + if tls.is_some() { TLS_BYTES } else { 0 };
         let stream = Arc::new(stream);
         let info = Arc::new(Info::new(id, &stream));
         shared.registry.add(&info);
-        shared.space.buffers.fetch_add(CONNECTION_BYTES, Relaxed);
-        Self {
+        shared.space.buffers.fetch_add(counted, Relaxed);
+        Ok(Self {
             stream,
+            tls: tls.map(Box::new),
             client: Client::new(info, shared.password.is_none()),
             decoder: Decoder::default(),
             input: Vec::new(),
@@ -222,8 +237,45 @@ impl Connection {
             output: Vec::new(),
             sent: 0,
             events: epoll::EventFlags::IN,
-            counted: CONNECTION_BYTES,
+            counted,
+        })
+    }
+
+    /// Reads what is there already, as it was said.
+    fn receive(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let Some(tls) = &mut self.tls else { return (&*self.stream).read(buffer) };
+        loop {
+            match tls.reader().read(buffer) {
+                Err(e) if e.kind() == ErrorKind::WouldBlock => {}
+                // Whoever goes without a farewell has gone as well: no command is done before it is there as a whole.
+                Err(e) if e.kind() == ErrorKind::UnexpectedEof => return Ok(0),
+                answer => return answer,
+            }
+            if tls.read_tls(&mut &*self.stream)? == 0 {
+                return Ok(0);
+            }
+            if let Err(e) = tls.process_new_packets() {
+                // The alert says why.
+                let _ = tls.write_tls(&mut &*self.stream);
+                return Err(io::Error::new(ErrorKind::InvalidData, e));
+            }
         }
+    }
+
+    /// Sends some of the answers. [`ErrorKind::WouldBlock`] if nothing more can be sent now.
+    fn send_some(&mut self) -> io::Result<usize> {
+        let rest = &self.output[self.sent..];
+        let Some(tls) = &mut self.tls else { return (&*self.stream).write(rest) };
+        // Records that are under way come first, so that there are never many of them.
+        while tls.wants_write() {
+            tls.write_tls(&mut &*self.stream)?;
+        }
+        tls.writer().write(rest)
+    }
+
+    /// There is something to be sent.
+    fn has_more(&self) -> bool {
+        self.sent < self.output.len() || self.tls.as_ref().is_some_and(|tls| tls.wants_write())
     }
 
     /// Does what can be done now. `false` if the client leaves, or has left.
@@ -236,19 +288,24 @@ impl Connection {
         }
         // What waits was left because too much was to be sent, or because the client was not heard.
         self.work_on_input(shared)?;
-        if self.hears() && flags.intersects(epoll::EventFlags::IN | epoll::EventFlags::HUP) {
-            match (&*self.stream).read(buffer) {
+        // What TLS has decrypted is not told of by the socket.
+        let there_is = flags.intersects(epoll::EventFlags::IN | epoll::EventFlags::HUP) || self.tls.is_some();
+        while self.hears() && there_is {
+            match self.receive(buffer) {
                 Ok(0) => return Ok(false),
                 Ok(bytes) => {
                     shared.counters.reads.fetch_add(1, Relaxed);
                     self.hear(shared, &buffer[..bytes])?;
                 }
-                Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {}
+                Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => break,
                 Err(e) => return Err(e),
+            }
+            if self.tls.is_none() {
+                break;
             }
         }
         self.send()?;
-        Ok(!(self.client.leaving && self.sent == self.output.len()))
+        Ok(!self.client.leaving || self.has_more())
     }
 
     fn hears(&self) -> bool {
@@ -260,7 +317,7 @@ impl Connection {
         if self.hears() {
             events |= epoll::EventFlags::IN;
         }
-        if self.sent < self.output.len() {
+        if self.has_more() {
             events |= epoll::EventFlags::OUT;
         }
         events
@@ -342,9 +399,9 @@ impl Connection {
 
     /// Sends what can be sent now.
     fn send(&mut self) -> io::Result<()> {
-        while self.sent < self.output.len() {
-            match (&*self.stream).write(&self.output[self.sent..]) {
-                Ok(0) => return Err(ErrorKind::WriteZero.into()),
+        while self.has_more() {
+            match self.send_some() {
+                Ok(0) if self.sent < self.output.len() => return Err(ErrorKind::WriteZero.into()),
                 Ok(bytes) => self.sent += bytes,
                 Err(e) if e.kind() == ErrorKind::WouldBlock => return Ok(()),
                 Err(e) if e.kind() == ErrorKind::Interrupted => {}
@@ -367,7 +424,8 @@ impl Connection {
             self.output = Vec::new();
         }
         let queued = self.client.queue.iter().flatten().flatten().map(|arg| arg.capacity() + 24).sum::<usize>();
-        let now = CONNECTION_BYTES + (self.input.capacity() + self.output.capacity() + queued) as u64;
+        let fixed = CONNECTION_BYTES + if self.tls.is_some() { TLS_BYTES } else { 0 };
+        let now = fixed + (self.input.capacity() + self.output.capacity() + queued) as u64;
         let before = std::mem::replace(&mut self.counted, now);
         let buffers = &shared.space.buffers;
         if now <= before {

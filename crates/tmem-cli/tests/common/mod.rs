@@ -9,6 +9,7 @@
 mod compile;
 pub mod disk;
 mod job;
+pub mod pki;
 mod sample;
 
 use std::io::{self, Write};
