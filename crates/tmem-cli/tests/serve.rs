@@ -471,6 +471,17 @@ fn nonsense_and_silence_harm_nobody_else() {
     let start = Instant::now();
     assert_eq!(witness.text(&[b"PING"]), "+PONG\r\n");
     assert!(start.elapsed() < Duration::from_secs(3), "{:?}", start.elapsed());
+    // One that asks for all of it at once, and one that saves up commands without end.
+    let all = [&[&b"MGET"[..]][..], &[&b"big"[..]; 500]].concat();
+    assert!(server.client().text(&all).starts_with("-OOM"));
+    let mut saving = server.client();
+    assert_eq!(saving.text(&[b"MULTI"]), "+OK\r\n");
+    let many = encoded(&[b"SET", b"big", &vec![b'x'; 30_000]]);
+    let kept = (0..3000)
+        .take_while(|_| saving.stream.write_all(&many).is_ok() && saving.stream.read(&mut [0; 9]).is_ok_and(|n| n > 0))
+        .count();
+    assert!(kept < 2500, "{kept} commands were kept");
+    drop(saving);
     assert!(server.figure("used_memory") < before + 40e6, "{}", server.figure("used_memory"));
     // Many who say nothing.
     let idle: Vec<TcpStream> =

@@ -129,6 +129,8 @@ pub struct Shard {
     keys: [u32; DATABASES],
     /// Those of them that expire.
     expiring: [u32; DATABASES],
+    /// What the store had dropped when it was looked for that last.
+    seen_evictions: u64,
     /// Reads of values that were there, and of those that were not.
     pub hits: u64,
     pub misses: u64,
@@ -161,6 +163,7 @@ impl Shard {
             open_bytes: 0,
             keys: [0; DATABASES],
             expiring: [0; DATABASES],
+            seen_evictions: 0,
             hits: 0,
             misses: 0,
             evicted: 0,
@@ -565,8 +568,10 @@ impl Shard {
         self.table.shrink_to_fit();
     }
 
-    /// Removes what has expired and, if asked to, what the store has dropped.
-    pub fn sweep(&mut self, ground: Ground<'_>, dropped: bool) {
+    /// Removes what has expired and, if the store has dropped anything since the last time, what is no longer there. `evictions` is how
+    /// many pages it has dropped so far.
+    pub fn sweep(&mut self, ground: Ground<'_>, evictions: u64) {
+        let dropped = std::mem::replace(&mut self.seen_evictions, evictions) != evictions;
         let mut gone = Vec::new();
         let expiring = self.expiring.iter().any(|keys| *keys > 0);
         if expiring || dropped {

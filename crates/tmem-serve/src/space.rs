@@ -1,6 +1,6 @@
 //! All keys: shards by hash, each under a lock of its own, over one store.
 
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -13,6 +13,8 @@ use crate::shard::{Around, Full, Ground, Name, Shard};
 
 /// Locks: more than there will be threads.
 const SHARDS: usize = 64;
+/// Shards that are swept at a time: a sweep looks at every key.
+const SWEPT: usize = 4;
 /// The least RAM that is good for something.
 pub const RAM_BYTES_MIN: u64 = 16 << 20;
 /// Bits of a hash in a cursor.
@@ -34,8 +36,8 @@ pub struct Space {
     pub buffers: AtomicU64,
     /// Values may be dropped when there is no room: allkeys-*.
     pub drops: bool,
-    /// Pages that had been dropped when it was looked for them last.
-    seen_evictions: AtomicU64,
+    /// The shard that is swept next.
+    next_swept: AtomicUsize,
 }
 
 /// Milliseconds since 1970.
@@ -80,7 +82,7 @@ impl Space {
             tables: AtomicU64::new(0),
             buffers: AtomicU64::new(0),
             drops,
-            seen_evictions: AtomicU64::new(0),
+            next_swept: AtomicUsize::new(0),
         };
         space.count_tables();
         space.settle().map_err(|_| Error("--ram is too little".to_owned()))?;
@@ -166,17 +168,13 @@ impl Space {
         Locked { space: self, guards: Guards::Many(guards), now: now() }
     }
 
-    /// Looks at each shard, one after the other.
-    pub fn for_shards(&self, mut with: impl FnMut(&mut Shard, Ground<'_>)) {
-        let ground = self.ground(now());
-        self.shards.iter().for_each(|shard| with(&mut lock(shard), ground));
-    }
-
-    /// What is to be done now and then: what has expired or was dropped is forgotten, and tables are counted.
+    /// What is to be done now and then: in some shards, what has expired or was dropped is forgotten; and tables are counted.
     pub fn keep_up(&self) {
-        let evictions = self.store.stats().evictions;
-        let dropped = self.seen_evictions.swap(evictions, Relaxed) != evictions;
-        self.for_shards(|shard, ground| shard.sweep(ground, dropped));
+        let (evictions, ground) = (self.store.stats().evictions, self.ground(now()));
+        for _ in 0..SWEPT {
+            let number = self.next_swept.fetch_add(1, Relaxed) % SHARDS;
+            lock(&self.shards[number]).sweep(ground, evictions);
+        }
         self.count_tables();
         // If there is no room, the next who wants some is told.
         let _ = self.settle();

@@ -432,7 +432,9 @@ impl Connection {
             buffers.fetch_sub(before - now, Relaxed);
             return true;
         }
-        buffers.fetch_add(now - before, Relaxed);
-        now - before < READ_BYTES as u64 || shared.space.settle().is_ok()
+        let all = buffers.fetch_add(now - before, Relaxed) + now - before;
+        // Little is looked at by the upkeep, as long as all of it together is little.
+        let is_little = now - before < READ_BYTES as u64 && all < shared.space.ram_bytes() / 16;
+        is_little || shared.space.settle().is_ok()
     }
 }

@@ -9,8 +9,11 @@ use crate::shard::{Expiry, Name};
 type Done = Result<(), Fault>;
 
 impl Call<'_, '_, '_> {
-    /// Answers with a value, or with nothing.
-    fn answer(&mut self, name: Name) -> bool {
+    /// Answers with a value, or with nothing. What would be answered with more values than one may have is refused.
+    fn answer(&mut self, name: Name) -> Result<bool, Fault> {
+        if self.reply.out.len() > self.server.value_bytes_max() {
+            return Err(Fault::Full);
+        }
         let (shard, ground) = self.locked.of(name);
         let resp3 = self.reply.resp3;
         let found = shard.read(ground, name, self.reply.out, |bytes, out| {
@@ -24,7 +27,7 @@ impl Call<'_, '_, '_> {
         } else {
             self.reply.null();
         }
-        found
+        Ok(found)
     }
 
     fn value(&mut self, name: Name) -> Option<Vec<u8>> {
@@ -45,8 +48,7 @@ impl Call<'_, '_, '_> {
 }
 
 pub fn get(call: &mut Call<'_, '_, '_>) -> Done {
-    call.answer(call.name());
-    Ok(())
+    call.answer(call.name()).map(drop)
 }
 
 /// What stands behind the value of SET, or the key of GETEX.
@@ -99,7 +101,7 @@ pub fn set(call: &mut Call<'_, '_, '_>) -> Done {
     let (name, key, value) = (call.name(), call.args[1], call.args[2]);
     let start = call.reply.out.len();
     if get {
-        call.answer(name);
+        call.answer(name)?;
     }
     if exists.is_some_and(|wanted| call.exists(name) != wanted) {
         if !get {
@@ -144,14 +146,14 @@ pub fn setnx(call: &mut Call<'_, '_, '_>) -> Done {
 
 pub fn getset(call: &mut Call<'_, '_, '_>) -> Done {
     let name = call.name();
-    call.answer(name);
+    call.answer(name)?;
     call.store(name, call.args[1], call.args[2], Expiry::At(0))
 }
 
 pub fn getex(call: &mut Call<'_, '_, '_>) -> Done {
     let options = options(call, 2, "getex")?;
     let name = call.name();
-    if call.answer(name)
+    if call.answer(name)?
         && let Some(Expiry::At(at)) = options.expiry
     {
         let (shard, ground) = call.locked.of(name);
@@ -162,7 +164,7 @@ pub fn getex(call: &mut Call<'_, '_, '_>) -> Done {
 
 pub fn getdel(call: &mut Call<'_, '_, '_>) -> Done {
     let name = call.name();
-    if call.answer(name) {
+    if call.answer(name)? {
         let (shard, ground) = call.locked.of(name);
         shard.remove(ground, name);
     }
@@ -209,7 +211,7 @@ pub fn strlen(call: &mut Call<'_, '_, '_>) -> Done {
 pub fn mget(call: &mut Call<'_, '_, '_>) -> Done {
     call.reply.array(call.args.len() - 1);
     for key in &call.args[1..] {
-        call.answer(call.name_of(key));
+        call.answer(call.name_of(key))?;
     }
     Ok(())
 }
@@ -305,6 +307,9 @@ pub fn append(call: &mut Call<'_, '_, '_>) -> Done {
     let mut value = call.value(name).unwrap_or_default();
     if value.len() + call.args[2].len() > BULK_BYTES_MAX {
         return Err(TOO_LONG);
+    }
+    if value.len() + call.args[2].len() > call.server.value_bytes_max() {
+        return Err(Fault::Full);
     }
     value.extend_from_slice(call.args[2]);
     call.store(name, call.args[1], &value, Expiry::Keep)?;
