@@ -522,6 +522,22 @@ fn it_is_seen_and_every_figure_is_documented() {
     server.stop();
 }
 
+/// More answers than are kept for a client, to commands that come all at once.
+#[test]
+fn all_commands_of_a_long_pipeline_are_answered() {
+    let server = Server::start(&["--ram", "64M"]);
+    let mut client = server.client();
+    let value: Vec<u8> = sample_pages(2, 4).flatten().collect();
+    client.ask(&[b"SET", b"v", &value]);
+    client.send(&encoded(&[b"GET", b"v"]).repeat(1500));
+    for at in 0..1500 {
+        let answer = client.answer();
+        assert!(answer.len() == value.len() + 9 && answer[7..7 + value.len()] == value, "answer {at}");
+    }
+    assert_eq!(client.text(&[b"PING"]), "+PONG\r\n");
+    server.stop();
+}
+
 #[test]
 fn many_clients_count_together() {
     let server = Server::start(&["--ram", "64M"]);

@@ -317,10 +317,16 @@ impl Connection {
         if self.hears() {
             events |= epoll::EventFlags::IN;
         }
-        if self.has_more() {
+        // What was left because too much was to be sent is gone on with as soon as it is sent; others have their turn in between.
+        if self.has_more() || (self.hears() && self.has_left()) {
             events |= epoll::EventFlags::OUT;
         }
         events
+    }
+
+    /// There may be a command in what has arrived.
+    fn has_left(&self) -> bool {
+        !self.input.is_empty() && self.input.len() >= self.wanted
     }
 
     /// Takes what has arrived.
@@ -335,7 +341,7 @@ impl Connection {
     }
 
     fn work_on_input(&mut self, shared: &Shared) -> io::Result<()> {
-        if self.input.is_empty() || self.input.len() < self.wanted {
+        if !self.has_left() {
             return Ok(());
         }
         let input = std::mem::take(&mut self.input);
