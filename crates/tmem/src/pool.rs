@@ -240,9 +240,10 @@ impl Pools {
         Err(ErrorKind::TooManyPools { max }.into())
     }
 
-    /// Ends a pool: from now on nobody finds it. `false` if it was not there.
+    /// Ends a pool: from now on nobody finds it, and nobody puts into it. `false` if it was not there. Its slot is not used again
+    /// before the caller has emptied it and says so with [`free`](Self::free).
     pub(crate) fn end(&self, id: PoolId) -> bool {
-        let Some(state) = self.change(id, |state| state & !LIVE) else {
+        let Some(state) = self.change(id, |state| state & !LIVE | FROZEN) else {
             return false;
         };
         if state.kind() == PoolKind::Ephemeral {
@@ -251,6 +252,14 @@ impl Pools {
             self.ephemeral_weight.fetch_sub(weight.into(), Ordering::Relaxed);
         }
         true
+    }
+
+    /// Gives the slot of a pool back that has ended and is empty.
+    pub(crate) fn free(&self, id: PoolId) {
+        if let Some(slot) = self.slot(id) {
+            // Release pairs with the Acquire in `claim`: the counters have gone down before.
+            slot.state.store(id.generation() << FLAG_BITS, Ordering::Release);
+        }
     }
 
     pub(crate) fn set_frozen(&self, id: PoolId, frozen: bool) -> bool {
@@ -272,7 +281,9 @@ impl Pools {
     /// Gives a slot that had no pool yet the pool that it had when it was saved; says whether a chunk of slots had to be made.
     /// `None` when it has one, or there cannot be such a pool.
     pub(crate) fn restore(&self, saved: &SavedPool) -> Option<bool> {
-        let state = saved.id.generation() << FLAG_BITS | saved.flags;
+        // A pool that was being emptied is empty in the store that is opened.
+        let flags = if saved.is_live() { saved.flags } else { 0 };
+        let state = saved.id.generation() << FLAG_BITS | flags;
         if saved.flags & !FLAGS_MASK != 0 || saved.id.generation() == GENERATION_MASK || state == 0 {
             return None;
         }
@@ -331,7 +342,7 @@ impl Pools {
     }
 }
 
-/// Held by the slot's state while its maker resets it, and by a pool that is being emptied.
+/// Held by the slot's state while its maker resets it.
 const CLAIMED: u32 = u32::MAX << FLAG_BITS;
 
 impl PoolSlot {
@@ -348,8 +359,8 @@ impl PoolSlot {
     /// Makes a pool of a slot that has none and answers its generation.
     fn claim(&self, flags: u32, cap: u64, weight: u32) -> Option<u32> {
         let state = self.state.load(Ordering::Relaxed);
-        // A pool that is being emptied still has pages; its slot comes free with the last of them.
-        if state & LIVE != 0 || state == CLAIMED || self.pages.load(Ordering::Relaxed) > 0 {
+        // A pool that is being emptied keeps a flag until nobody counts pages of it any more.
+        if state & FLAGS_MASK != 0 || state == CLAIMED {
             return None;
         }
         self.state.compare_exchange(state, CLAIMED, Ordering::AcqRel, Ordering::Relaxed).ok()?;
@@ -375,10 +386,12 @@ mod tests {
         let (dead, _) = pools.create(PoolKind::Ephemeral, &options).unwrap();
         let (first, _) = pools.create(PoolKind::Ephemeral, &options).unwrap();
         assert!(pools.end(dead));
+        let emptying: Vec<_> = pools.saved().collect();
+        pools.free(dead);
         let restored = Pools::new();
-        for (number, saved) in pools.saved().enumerate() {
-            assert_eq!(restored.restore(&saved), Some(number == 0));
-            assert_eq!(restored.restore(&saved), None);
+        for (number, saved) in emptying.iter().enumerate() {
+            assert_eq!(restored.restore(saved), Some(number == 0));
+            assert_eq!(restored.restore(saved), None);
         }
         assert!(restored.saved().eq(pools.saved()));
         assert!(restored.find(dead).is_none());
@@ -405,9 +418,13 @@ mod tests {
         assert!(pools.set_frozen(first, true));
         assert!(pools.find(first).unwrap().0.frozen());
         assert!(pools.end(first));
-        assert!(!pools.end(first) && pools.find(first).is_none());
+        assert!(!pools.end(first) && pools.find(first).is_none() && !pools.set_frozen(first, false));
+        // Until it is empty, another pool must not have its counters.
+        let (beside, _) = pools.create(PoolKind::Persistent, &PoolOptions::default()).unwrap();
+        assert_ne!(first.slot(), beside.slot());
+        pools.free(first);
         let (second, _) = pools.create(PoolKind::Persistent, &PoolOptions::default()).unwrap();
-        assert_ne!(first, second);
+        assert!(first != second && first.slot() == second.slot());
         assert!(pools.find(first).is_none() && pools.find(second).is_some());
     }
 }

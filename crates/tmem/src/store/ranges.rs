@@ -159,6 +159,7 @@ impl Store {
                 self.drop_leaf_if_empty(&mut shard, hash, leaf);
             }
         }
+        self.pools.free(pool);
         flushed
     }
 

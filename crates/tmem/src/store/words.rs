@@ -38,27 +38,39 @@ impl Store {
         let before = shard.heap_bytes();
         let old = shard.set(leaf, slot, word);
         self.recharge_shard(shard, before);
-        self.count_in(shard, word, pool);
         match old {
             Some(old) => {
-                self.release_word(shard, old, pool);
+                self.count_replaced(shard, old, word, pool);
+                self.free_place(old);
                 shard.counters.replaced += 1;
                 true
             }
-            None => false,
+            None => {
+                self.count_in(shard, word, pool);
+                false
+            }
         }
     }
 
-    pub(super) fn count_in(&self, shard: &mut Shard, word: Word, pool: &PoolSlot) {
+    /// Counts a word that stands where another one stood. Whoever asks meanwhile how many pages there are is told so many, not
+    /// one more.
+    pub(super) fn count_replaced(&self, shard: &mut Shard, old: Word, word: Word, pool: &PoolSlot) {
+        shard.counters.same_filled += is_fill(word);
+        shard.counters.same_filled -= is_fill(old);
+        pool.bytes.fetch_add(self.own_bytes(word), Relaxed);
+        pool.bytes.fetch_sub(self.own_bytes(old), Relaxed);
+    }
+
+    fn count_in(&self, shard: &mut Shard, word: Word, pool: &PoolSlot) {
         shard.counters.pages += 1;
-        shard.counters.same_filled += u64::from(matches!(word.place(), Place::Fill(_)));
+        shard.counters.same_filled += is_fill(word);
         pool.pages.fetch_add(1, Relaxed);
         pool.bytes.fetch_add(self.own_bytes(word), Relaxed);
     }
 
     pub(super) fn count_out(&self, shard: &mut Shard, word: Word, pool: &PoolSlot) {
         shard.counters.pages -= 1;
-        shard.counters.same_filled -= u64::from(matches!(word.place(), Place::Fill(_)));
+        shard.counters.same_filled -= is_fill(word);
         pool.pages.fetch_sub(1, Relaxed);
         pool.bytes.fetch_sub(self.own_bytes(word), Relaxed);
     }
@@ -131,4 +143,8 @@ impl Store {
         self.recharge_shard(shard, before);
         self.directory.remove(&self.shards.hasher, &key, &self.budget);
     }
+}
+
+fn is_fill(word: Word) -> u64 {
+    u64::from(matches!(word.place(), Place::Fill(_)))
 }
