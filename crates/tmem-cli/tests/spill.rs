@@ -11,9 +11,12 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use common::{
-    Job, Linking, MIB, Outcome, can_run, folder, noise, program, run_tmem, say, skip, tmem, tree_of, wait_until,
+    Job, Linking, MIB, Outcome, can_run, folder, noise, noise_for, program, run_tmem, say, skip, tmem, tree_of,
+    wait_until,
 };
 
+/// Rounds of `noise` that take longer than the second for which `tmem` hopes to get below the budget.
+const LONG: u32 = 5;
 /// The status that says that `tmem` itself could not go on.
 const TROUBLE: i32 = 125;
 
@@ -77,10 +80,10 @@ fn without_a_file_it_grows_or_is_killed_as_told() {
     if !can_run(name) {
         return;
     }
-    let grown = spilled(name, noise(96), 32, "off");
-    assert_eq!(grown.stdout_text(), "ok noise 1 rounds\n");
+    let grown = spilled(name, noise_for(96, LONG), 32, "off");
+    assert_eq!(grown.stdout_text(), "ok noise 5 rounds\n");
     assert_eq!((spill_figure(&grown, "written_bytes"), grown.figure("on_full_events")), (0, 1));
-    let killed = spilled(name, noise(96).under_tmem(32 * MIB).flags(["--on-full", "kill"]), 32, "off");
+    let killed = spilled(name, noise_for(96, LONG).under_tmem(32 * MIB).flags(["--on-full", "kill"]), 32, "off");
     assert_eq!(killed.status.signal(), Some(libc::SIGKILL));
 }
 
@@ -93,13 +96,13 @@ fn a_full_file_leaves_the_rest_to_on_full() {
     let folder = folder(name);
     let file = folder.join("spill");
     let limit = format!("{}:8M", file.display());
-    let outcome = spilled(name, noise(96), 32, &limit);
-    assert_eq!(outcome.stdout_text(), "ok noise 1 rounds\n");
+    let outcome = spilled(name, noise_for(96, LONG), 32, &limit);
+    assert_eq!(outcome.stdout_text(), "ok noise 5 rounds\n");
     assert!(spill_figure(&outcome, "written_bytes") > 4 * MIB && spill_figure(&outcome, "file_peak_bytes") <= 8 * MIB);
     let said = outcome.stderr_text();
     assert_eq!(said.matches("has reached its 8 MiB").count(), 1, "{said}");
     assert_eq!(outcome.figure("on_full_events"), 1);
-    let killed = spilled(name, noise(96).under_tmem(32 * MIB).flags(["--on-full", "kill"]), 32, &limit);
+    let killed = spilled(name, noise_for(96, LONG).under_tmem(32 * MIB).flags(["--on-full", "kill"]), 32, &limit);
     assert!(!assert_right_or_killed(&killed, "ok noise"));
     assert!(!file.exists(), "the file is left");
 }

@@ -106,7 +106,13 @@ pub fn folder(name: &str) -> PathBuf {
 
 /// Memory of so many MiB that does not compress, read and written for one round.
 pub fn noise(mib: u32) -> Job {
-    Job::native([program("noise", Linking::Dynamic).into_os_string(), mib.to_string().into(), "1".into()])
+    noise_for(mib, 1)
+}
+
+/// The same, checked and changed so many times.
+pub fn noise_for(mib: u32, rounds: u32) -> Job {
+    let numbers = [mib, rounds].map(|number| number.to_string().into());
+    Job::native([program("noise", Linking::Dynamic).into_os_string()].into_iter().chain(numbers))
 }
 
 /// A child that is killed and reaped when the test is over, however it is over.
