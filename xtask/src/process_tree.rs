@@ -86,7 +86,8 @@ fn children(pid: i32) -> Vec<i32> {
     lists.flat_map(|list| list.split_whitespace().filter_map(|pid| pid.parse().ok()).collect::<Vec<_>>()).collect()
 }
 
-fn rss_bytes(pid: i32) -> u64 {
+/// Resident anonymous and shared memory of a process; 0 if it is gone.
+pub fn rss_bytes(pid: i32) -> u64 {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     kib_fields(&status, &["RssAnon:", "RssShmem:"]) << 10
 }

@@ -9,16 +9,8 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use common::disk::{Disk, Nbd};
-use common::{Guard, MIB, has, long, say, skip, wait_until};
+use common::{Guard, MIB, has, long, run, say, skip, text, wait_until};
 use tmem::testing::{Random, sample_pages};
-
-/// Runs a client to its end, which has to be a success, and says what it printed.
-fn run(program: &str, words: &[&str]) -> String {
-    let out = Command::new("timeout").arg("120").arg(program).args(words).stdin(Stdio::null()).output().unwrap();
-    let (stdout, stderr) = (String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
-    assert!(out.status.success(), "{program} {words:?}: {}\n{stdout}{stderr}", out.status);
-    stdout.into_owned()
-}
 
 /// A file of so many MiB like memory of programs, with a hole in its middle and an odd end.
 fn image(folder: &Path, mib: u64) -> PathBuf {
@@ -29,10 +21,6 @@ fn image(folder: &Path, mib: u64) -> PathBuf {
     bytes.extend(half);
     fs::write(&path, bytes).unwrap();
     path
-}
-
-fn text(path: &Path) -> &str {
-    path.to_str().unwrap()
 }
 
 #[test]

@@ -4,25 +4,13 @@
 mod common;
 
 use std::fs;
-use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use common::disk::{Disk, ENOSPC, Nbd};
-use common::{MIB, has, run_tmem, say, skip};
+use common::{MIB, has, run, run_tmem, say, skip, text};
 use tmem::testing::{Random, sample_pages};
 
 const TROUBLE: i32 = 125;
-
-fn run(program: &str, words: &[&str]) -> String {
-    let out = Command::new("timeout").arg("120").arg(program).args(words).stdin(Stdio::null()).output().unwrap();
-    let (stdout, stderr) = (String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
-    assert!(out.status.success(), "{program} {words:?}: {}\n{stdout}{stderr}", out.status);
-    stdout.into_owned()
-}
-
-fn text(path: &Path) -> &str {
-    path.to_str().unwrap()
-}
 
 fn sample(mib: usize, seed: u64) -> Vec<u8> {
     sample_pages(mib * 256, seed).flatten().collect()

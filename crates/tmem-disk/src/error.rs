@@ -7,6 +7,12 @@ pub struct Error {
     message: String,
 }
 
+impl From<tmem_watch::Error> for Error {
+    fn from(error: tmem_watch::Error) -> Self {
+        Self::new(error.to_string())
+    }
+}
+
 impl From<tmem_net::Error> for Error {
     fn from(error: tmem_net::Error) -> Self {
         Self::new(error.to_string())

@@ -64,8 +64,32 @@ pub trait Blocks: Send + Sync {
     fn is_away(&self, offset: u64) -> bool;
     /// Where they are, or copies of them.
     fn pages(&self) -> &Pages;
-    /// How much was found in RAM; nothing if all is there, or nowhere.
-    fn hits(&self) -> Option<Hits>;
+    /// How much of what has another place as well was found in RAM.
+    fn hits(&self) -> Hits {
+        Hits::default()
+    }
+}
+
+/// Shows up to so many extents of a stretch, one after the other. `look` says of a place whether it is a hole, and where that ends, if
+/// not before the end of the stretch.
+pub fn show_extents(
+    offset: u64,
+    bytes: u64,
+    extents_max: usize,
+    look: impl Fn(u64) -> (bool, u64),
+    with: &mut dyn FnMut(Extent),
+) {
+    let end = offset + bytes;
+    let mut at = offset;
+    for _ in 0..extents_max {
+        if at >= end {
+            break;
+        }
+        let (hole, to) = look(at);
+        let to = to.clamp(at + 1, end);
+        with(Extent { bytes: (to - at) as u32, hole });
+        at = to;
+    }
 }
 
 /// A disk.

@@ -148,7 +148,7 @@ impl ExportFigures {
     /// What an export says.
     pub fn of(export: &Export) -> Self {
         let (stored, tally) = (export.blocks.pages().stats(), &export.tally);
-        let Hits { hits, misses } = export.blocks.hits().unwrap_or_default();
+        let Hits { hits, misses } = export.blocks.hits();
         Self {
             name: export.name.clone(),
             size_bytes: export.size_bytes,

@@ -38,4 +38,4 @@ pub use figures::{ExportFigures, ExportRates, Figures, Rates, Snapshot};
 pub use options::{Contents, ExportOptions, Options};
 pub use protocol::uri;
 pub use server::Server;
-pub use watch::{KIND, PREFIX, snapshot_of};
+pub use watch::{KIND, PREFIX};

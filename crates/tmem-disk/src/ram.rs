@@ -3,7 +3,7 @@
 use std::ops::Range;
 use tmem::{Location, PAGE_SIZE, Page};
 
-use crate::export::{Blocks, Held, Hits};
+use crate::export::{Blocks, Held, show_extents};
 use crate::pages::Pages;
 use crate::protocol::{Errno, Extent, Refusal};
 use crate::stripes::{RUN_PAGES, Stripes};
@@ -167,21 +167,16 @@ impl Blocks for RamBlocks {
     }
 
     fn status(&self, offset: u64, bytes: u64, extents_max: usize, with: &mut dyn FnMut(Extent)) {
-        let end = offset + bytes;
-        let mut at = offset;
-        for _ in 0..extents_max {
-            if at >= end {
-                break;
-            }
-            let pages = at / PAGE..end.div_ceil(PAGE);
+        let last = (offset + bytes).div_ceil(PAGE);
+        let look = |at| {
+            let pages = at / PAGE..last;
             let (hole, next) = match self.pages.next_stored(pages.clone()) {
-                Some(first) if first == pages.start => (false, self.pages.next_gap(pages.clone())),
+                Some(first) if first == pages.start => (false, self.pages.next_gap(pages)),
                 next => (true, next),
             };
-            let to = next.map_or(end, |page| page * PAGE);
-            with(Extent { bytes: (to - at) as u32, hole });
-            at = to;
-        }
+            (hole, next.unwrap_or(last) * PAGE)
+        };
+        show_extents(offset, bytes, extents_max, look, with);
     }
 
     fn is_away(&self, offset: u64) -> bool {
@@ -190,10 +185,6 @@ impl Blocks for RamBlocks {
 
     fn pages(&self) -> &Pages {
         &self.pages
-    }
-
-    fn hits(&self) -> Option<Hits> {
-        None
     }
 }
 

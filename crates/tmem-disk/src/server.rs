@@ -3,14 +3,13 @@
 use std::collections::HashMap;
 use std::io::{self, ErrorKind};
 use std::net::Shutdown;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags, poll};
 use rustls::ServerConfig;
 use tmem::{Config, OpenOptions, Saved, Store};
 use tmem_net::{Address, Listener, Stream};
@@ -124,7 +123,7 @@ impl Server {
         let store = Arc::new(store);
         let export = |options| Export::new(&store, spills, options, saved.pool(&options.name)).map(Arc::new);
         let exports = options.exports.iter().map(export).collect::<Result<Vec<_>, _>>()?;
-        let doors = watch::open(options.metrics)?;
+        let doors = Doors::open(watch::KIND, options.metrics)?;
         let listener = Listener::new(options.listen)?;
         if options.for_swap {
             for_swap::lock()?;
@@ -177,7 +176,7 @@ impl Server {
             let spawned = thread::Builder::new().name("tmem-upkeep".to_owned()).spawn(keep_up);
             spawned.map_err(|e| Error::new(format!("no thread can be started: {e}")))?
         };
-        let accepted = self.accept_all(stop);
+        let accepted = self.listener.accept_until(stop, |stream| self.welcome(stream));
         shared.stopping.store(true, Relaxed);
         upkeep.thread().unpark();
         // What a client sent before is still read and answered.
@@ -189,7 +188,7 @@ impl Server {
         shared.open().values().for_each(|stream| stream.shut_down(Shutdown::Both));
         // A panic of it has been told by then.
         let _ = upkeep.join();
-        accepted
+        Ok(accepted?)
     }
 
     /// Saves all disks that are no caches to the image, if there is to be one, after [`run`](Self::run) has returned.
@@ -216,27 +215,6 @@ impl Server {
         // Connections need nothing any more.
         store.set_budget(ram_bytes - fixed_bytes);
         image::save(&path, store, disks).map(Some)
-    }
-
-    fn accept_all(&self, stop: BorrowedFd<'_>) -> Result<(), Error> {
-        loop {
-            let mut fds =
-                [PollFd::new(&stop, PollFlags::IN), PollFd::from_borrowed_fd(self.listener.as_fd(), PollFlags::IN)];
-            match poll(&mut fds, None) {
-                Ok(_) => {}
-                Err(rustix::io::Errno::INTR) => continue,
-                Err(e) => return Err(Error::new(format!("waiting for clients fails: {e}"))),
-            }
-            if !fds[0].revents().is_empty() {
-                return Ok(());
-            }
-            match self.listener.accept() {
-                Ok(stream) => self.welcome(stream),
-                // Gone again, or no descriptor to be had: poll would say the same at once.
-                Err(e) if e.kind() != ErrorKind::WouldBlock => thread::sleep(Duration::from_millis(20)),
-                Err(_) => {}
-            }
-        }
     }
 
     /// Gives a client its thread.

@@ -9,7 +9,11 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::thread;
+use std::time::Duration;
 
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketType, sockopt};
 
 use crate::{Error, Stream};
@@ -172,6 +176,32 @@ impl Listener {
         match &self.0 {
             Kind::Unix { listener, .. } => listener.accept().map(|(stream, _)| Stream::Unix(stream)),
             Kind::Tcp(listener) => listener.accept().map(|(stream, _)| Stream::Tcp(stream)),
+        }
+    }
+}
+
+impl Listener {
+    /// Hands on who comes in, one by one, until `stop` can be read or its other end is closed.
+    ///
+    /// # Errors
+    /// When waiting for clients fails.
+    pub fn accept_until(&self, stop: BorrowedFd<'_>, mut welcome: impl FnMut(Stream)) -> Result<(), Error> {
+        loop {
+            let mut fds = [PollFd::new(&stop, PollFlags::IN), PollFd::from_borrowed_fd(self.as_fd(), PollFlags::IN)];
+            match poll(&mut fds, None) {
+                Ok(_) => {}
+                Err(Errno::INTR) => continue,
+                Err(e) => return Err(Error(format!("waiting for clients fails: {e}"))),
+            }
+            if !fds[0].revents().is_empty() {
+                return Ok(());
+            }
+            match self.accept() {
+                Ok(stream) => welcome(stream),
+                // Gone again, or no descriptor to be had: poll would say the same at once.
+                Err(e) if e.kind() != io::ErrorKind::WouldBlock => thread::sleep(Duration::from_millis(20)),
+                Err(_) => {}
+            }
         }
     }
 }

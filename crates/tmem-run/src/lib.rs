@@ -53,4 +53,4 @@ pub use report::{FaultTimes, Now, ProcessFigures, Refused, Report, Snapshot, Spi
 pub use spill::StoreSpill;
 pub use start::{attach, run};
 pub use supervisor::{Ending, Outcome};
-pub use watch::{KIND, Rates, snapshot_of};
+pub use watch::{KIND, Rates};

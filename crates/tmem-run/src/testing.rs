@@ -1,19 +1,19 @@
 //! What fuzz targets need of the inside.
 
 use tmem_watch::testing::{REQUEST, answer, is_exposition, read_answer, read_any};
-use tmem_watch::{VERSION, metrics};
+use tmem_watch::{VERSION, metrics, understand};
 
 use crate::report::{ProcessFigures, Snapshot};
-use crate::watch::snapshot_of;
 
 /// Reads bytes as everything that others can send over the sockets of a supervisor or to `tmem top`.
 ///
 /// # Panics
 /// When what was understood does not hold together.
 pub fn watch_any(bytes: &[u8]) {
-    let snapshot = read_any(bytes).and_then(|figures| snapshot_of(figures).ok());
+    let snapshot: Option<Snapshot> = read_any(bytes).and_then(|figures| understand(figures).ok());
     if let Some(snapshot) = snapshot {
-        let again = read_answer(&answer(&snapshot)).and_then(snapshot_of).expect("what was written can be read");
+        let again: Snapshot =
+            read_answer(&answer(&snapshot)).and_then(understand).expect("what was written can be read");
         assert_eq!((again.processes, again.command), (snapshot.processes.clone(), snapshot.command.clone()));
         assert!(is_exposition(&metrics("tmem", Snapshot::FIGURES, &snapshot)));
     }

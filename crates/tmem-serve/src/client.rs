@@ -93,8 +93,20 @@ impl Registry {
     }
 }
 
-/// A command that waits for EXEC.
-pub type Queued = Vec<Vec<u8>>;
+/// Commands that wait for EXEC, each with its arguments.
+#[derive(Default)]
+pub struct Queue {
+    pub commands: Vec<Vec<Vec<u8>>>,
+    /// Bytes that they take.
+    pub bytes: usize,
+}
+
+impl Queue {
+    pub fn push(&mut self, args: &[&[u8]]) {
+        self.bytes += args.iter().map(|arg| arg.len() + size_of::<Vec<u8>>()).sum::<usize>();
+        self.commands.push(args.iter().map(|arg| arg.to_vec()).collect());
+    }
+}
 
 /// What a connection remembers of its client.
 pub struct Client {
@@ -104,7 +116,7 @@ pub struct Client {
     /// It has said the password, or there is none.
     pub known: bool,
     /// Commands since MULTI.
-    pub queue: Option<Vec<Queued>>,
+    pub queue: Option<Queue>,
     /// One of them was refused, so that EXEC will be.
     pub spoilt: bool,
     /// Wrong passwords so far.

@@ -21,9 +21,21 @@ pub mod testing;
 mod worker;
 
 pub use figures::{Figures, Rates, Snapshot};
-pub use server::{KIND, Options, PREFIX, Policy, Server, snapshot_of};
+pub use server::{KIND, Options, PREFIX, Policy, Server};
 
 /// What can go wrong around a server, in one line that says what to do.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct Error(String);
+
+impl From<tmem_net::Error> for Error {
+    fn from(error: tmem_net::Error) -> Self {
+        Self(error.to_string())
+    }
+}
+
+impl From<tmem_watch::Error> for Error {
+    fn from(error: tmem_watch::Error) -> Self {
+        Self(error.to_string())
+    }
+}

@@ -1,18 +1,16 @@
 //! The server: a store, its keys, a socket that listens, and a thread for each processor.
 
 use std::net::SocketAddr;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags, poll};
 use rustls::ServerConfig;
-use serde_json::Value;
 use tmem::{CodecKind, Config, Store};
-use tmem_net::{Address, Listen, Listener, tls};
+use tmem_net::{Address, Listen, Listener, Stream, tls};
 use tmem_watch::{Doors, Figure, Source, VERSION};
 
 use crate::Error;
@@ -90,8 +88,6 @@ pub struct Shared {
     pub password: Option<Vec<u8>>,
     /// Nothing is said without it.
     pub tls: Option<Arc<ServerConfig>>,
-    /// The policy, as CONFIG GET has it.
-    pub policy: String,
     pub registry: Registry,
     pub counters: Counters,
     pub stopping: AtomicBool,
@@ -119,21 +115,18 @@ impl Server {
             return Err(Error(format!("--ram {} is too little: 16M is the least that works", options.ram_bytes)));
         }
         let password = options.password_file.as_deref().map(read_password).transpose()?;
-        let tls = options.tls_certificates.as_deref().map(tls::server_config).transpose();
-        let tls = tls.map_err(|e| Error(e.to_string()))?;
+        let tls = options.tls_certificates.as_deref().map(tls::server_config).transpose()?;
         let store = Store::new(Config::new(options.ram_bytes - OWN_BYTES).codec(options.codec));
         let store = store.map_err(|e| Error(format!("no store can be made: {e}")))?;
         let drops = options.policy != Policy::NoEviction;
         let space = Space::new(store, options.ram_bytes, OWN_BYTES, drops)?;
-        let doors = Doors::open(KIND, options.metrics).map_err(|e| Error(e.to_string()))?;
-        let listener = Listener::new(options.listen).map_err(|e| Error(e.to_string()))?;
+        let doors = Doors::open(KIND, options.metrics)?;
+        let listener = Listener::new(options.listen)?;
         check_reach(&listener.address(), password.is_some() || tls.is_some() || options.open_to_all)?;
-        let policy = if drops { "allkeys-lru" } else { "noeviction" }.to_owned();
         let shared = Shared {
             space,
             password,
             tls,
-            policy,
             registry: Registry::default(),
             counters: Counters::default(),
             stopping: AtomicBool::new(false),
@@ -174,43 +167,25 @@ impl Server {
             let shared = Arc::clone(shared);
             thread::Builder::new().name("tmem-upkeep".to_owned()).spawn(move || keep_up(&shared)).map_err(failed)?
         };
-        let accepted = self.accept_all(stop);
+        let accepted = self.listener.accept_until(stop, |stream| self.welcome(stream));
         shared.stopping.store(true, Relaxed);
         workers.iter().for_each(|worker| worker.wake());
         upkeep.thread().unpark();
         // What panicked has told so by then.
         threads.into_iter().for_each(|thread| drop(thread.join()));
         let _ = upkeep.join();
-        accepted
+        Ok(accepted?)
     }
 
-    fn accept_all(&self, stop: BorrowedFd<'_>) -> Result<(), Error> {
-        loop {
-            let mut fds =
-                [PollFd::new(&stop, PollFlags::IN), PollFd::from_borrowed_fd(self.listener.as_fd(), PollFlags::IN)];
-            match poll(&mut fds, None) {
-                Ok(_) => {}
-                Err(rustix::io::Errno::INTR) => continue,
-                Err(e) => return Err(Error(format!("waiting for clients fails: {e}"))),
-            }
-            if !fds[0].revents().is_empty() {
-                return Ok(());
-            }
-            match self.listener.accept() {
-                Ok(stream) => {
-                    let counters = &self.shared.counters;
-                    let id = counters.connections.fetch_add(1, Relaxed) + 1;
-                    if self.shared.registry.count() >= CONNECTIONS_MAX || stream.prepare(false).is_err() {
-                        counters.refused.fetch_add(1, Relaxed);
-                        continue;
-                    }
-                    self.shared.home(id).take(Arrival::New(id, stream));
-                }
-                // Gone again, or no descriptor to be had: poll would say the same at once.
-                Err(e) if e.kind() != std::io::ErrorKind::WouldBlock => thread::sleep(Duration::from_millis(20)),
-                Err(_) => {}
-            }
+    /// Hands a client to whoever serves it.
+    fn welcome(&self, stream: Stream) {
+        let counters = &self.shared.counters;
+        let id = counters.connections.fetch_add(1, Relaxed) + 1;
+        if self.shared.registry.count() >= CONNECTIONS_MAX || stream.prepare(false).is_err() {
+            counters.refused.fetch_add(1, Relaxed);
+            return;
         }
+        self.shared.home(id).take(Arrival::New(id, stream));
     }
 }
 
@@ -276,6 +251,11 @@ impl Shared {
         }
     }
 
+    /// The policy, as CONFIG GET has it.
+    pub fn policy(&self) -> &'static str {
+        if self.space.drops { "allkeys-lru" } else { "noeviction" }
+    }
+
     /// The longest value that is taken: a quarter of the RAM.
     pub fn value_bytes_max(&self) -> usize {
         (self.space.ram_bytes() / 4) as usize
@@ -287,7 +267,7 @@ impl Shared {
         let (mut keys, mut expired, mut evicted, mut table_bytes) = (0, 0, 0, 0);
         let (mut hits, mut misses) = (0, 0);
         locked.each(|shard, _| {
-            keys += (0..16).map(|db| u64::from(shard.keys(db).0)).sum::<u64>();
+            keys += shard.len() as u64;
             hits += shard.hits;
             misses += shard.misses;
             expired += shard.expired;
@@ -320,14 +300,6 @@ impl Shared {
     }
 }
 
-/// Reads the figures of a server.
-///
-/// # Errors
-/// When they are none: what to tell the user.
-pub fn snapshot_of(figures: Value) -> Result<Snapshot, String> {
-    serde_json::from_value(figures).map_err(|_| "its answer is not understood".to_owned())
-}
-
 /// A server that listens somewhere.
 struct Seen {
     shared: Arc<Shared>,
@@ -358,6 +330,7 @@ impl Source for Seen {
 #[cfg(test)]
 mod tests {
     use std::io::{Read, Write};
+    use std::os::fd::AsFd;
     use std::os::unix::net::UnixStream;
 
     use super::*;

@@ -71,6 +71,26 @@ struct Entry {
 
 const _: () = assert!(size_of::<(u128, Entry)>() == 32);
 
+impl Entry {
+    fn new(place: u64, expires: u64, db: u8) -> Self {
+        Self { place, rest: expires << 4 | u64::from(db) }
+    }
+
+    /// When it expires, 0 for never.
+    fn expires(self) -> u64 {
+        self.rest >> 4
+    }
+
+    /// Its time has come.
+    fn has_expired(self, now: u64) -> bool {
+        (1..=now).contains(&self.expires())
+    }
+
+    fn db(self) -> u8 {
+        (self.rest & 15) as u8
+    }
+}
+
 /// The hash is one already.
 #[derive(Default)]
 struct AsItIs(u64);
@@ -183,15 +203,24 @@ impl Shard {
         (self.keys[usize::from(db)], self.expiring[usize::from(db)])
     }
 
+    /// What all of its pages belong to.
+    fn object(&self) -> ObjectId {
+        ObjectId([self.number, 0, 0])
+    }
+
     fn key_of(&self, ground: Ground<'_>, page: u32) -> Key {
-        Key::new(ground.pool, ObjectId([self.number, 0, 0]), page)
+        Key::new(ground.pool, self.object(), page)
+    }
+
+    /// Keys of all databases.
+    pub fn len(&self) -> usize {
+        self.table.len()
     }
 
     /// Looks a key up; what has expired is removed on the way.
     fn find(&mut self, ground: Ground<'_>, name: Name) -> Option<Entry> {
         let entry = *self.table.get(&name.hash)?;
-        let at = entry.rest >> 4;
-        if at != 0 && at <= ground.now {
+        if entry.has_expired(ground.now) {
             self.expired += 1;
             self.forget_key(ground, name);
             return None;
@@ -201,13 +230,13 @@ impl Shard {
 
     /// When a key expires, 0 for never; nothing if it is not there.
     pub fn expiry(&mut self, ground: Ground<'_>, name: Name) -> Option<u64> {
-        self.find(ground, name).map(|entry| entry.rest >> 4)
+        self.find(ground, name).map(Entry::expires)
     }
 
     /// Lets a key expire at a time, or never for 0. `false` if it is not there.
     pub fn set_expiry(&mut self, ground: Ground<'_>, name: Name, at: u64) -> bool {
         let Some(entry) = self.find(ground, name) else { return false };
-        self.enter(name, Entry { place: entry.place, rest: at << 4 | u64::from(name.db) });
+        self.enter(name, Entry::new(entry.place, at, name.db));
         true
     }
 
@@ -216,8 +245,8 @@ impl Shard {
         let db = usize::from(name.db);
         let before = self.table.insert(name.hash, entry);
         self.keys[db] += u32::from(before.is_none());
-        self.expiring[db] -= u32::from(before.is_some_and(|before| before.rest >> 4 != 0));
-        self.expiring[db] += u32::from(entry.rest >> 4 != 0);
+        self.expiring[db] -= u32::from(before.is_some_and(|before| before.expires() != 0));
+        self.expiring[db] += u32::from(entry.expires() != 0);
     }
 
     /// Bytes of a value; nothing if it is not there.
@@ -323,7 +352,7 @@ impl Shard {
         let before = self.find(ground, name);
         let at = match (expiry, before) {
             (Expiry::At(at), _) => at,
-            (Expiry::Keep, Some(entry)) => entry.rest >> 4,
+            (Expiry::Keep, Some(entry)) => entry.expires(),
             (Expiry::Keep, None) => 0,
         };
         if before.is_none() && self.table.len() == self.table.capacity() {
@@ -340,7 +369,7 @@ impl Shard {
         if let Some(before) = self.table.get(&name.hash).copied() {
             self.forget(ground, Place::from_bits(before.place));
         }
-        self.enter(name, Entry { place: place.to_bits(), rest: at << 4 | u64::from(name.db) });
+        self.enter(name, Entry::new(place.to_bits(), at, name.db));
         self.clean(ground);
         Ok(())
     }
@@ -424,7 +453,7 @@ impl Shard {
     /// Forgets the pages of a run, and its numbers.
     fn flush_run(&mut self, ground: Ground<'_>, first: u32) {
         let count = self.numbers.run(first);
-        ground.store.flush_range(ground.pool, ObjectId([self.number, 0, 0]), first..first + count);
+        ground.store.flush_range(ground.pool, self.object(), first..first + count);
         self.numbers.give_back(first);
     }
 
@@ -478,7 +507,7 @@ impl Shard {
                 continue;
             };
             let Ok(place) = self.append(ground, &record) else { return false };
-            self.table.insert(hash, Entry { place: place.to_bits(), rest: entry.rest });
+            self.table.insert(hash, Entry { place: place.to_bits(), ..entry });
             self.live[page as usize] -= bytes as u16;
         }
         self.live[page as usize] = 0;
@@ -496,7 +525,7 @@ impl Shard {
         let Some(entry) = self.table.remove(&name.hash) else { return false };
         let db = usize::from(name.db);
         self.keys[db] -= 1;
-        self.expiring[db] -= u32::from(entry.rest >> 4 != 0);
+        self.expiring[db] -= u32::from(entry.expires() != 0);
         self.forget(ground, Place::from_bits(entry.place));
         true
     }
@@ -526,7 +555,7 @@ impl Shard {
         count: usize,
         with: &mut dyn FnMut(Vec<u8>),
     ) -> Option<u64> {
-        let of_db = |(hash, entry): (&u128, &Entry)| (entry.rest & 15 == u64::from(db)).then_some(*hash);
+        let of_db = |(hash, entry): (&u128, &Entry)| (entry.db() == db).then_some(*hash);
         let mut hashes: Vec<u128> = self.table.iter().filter_map(of_db).filter(|hash| order(*hash) >= from).collect();
         let mut next = None;
         if hashes.len() > count {
@@ -544,23 +573,27 @@ impl Shard {
         next
     }
 
-    /// A key of a database, if there is one: the first whose hash is not less.
+    /// A key of a database, if there is one: the first whose hash is not less, or else the first of all.
     pub fn any(&mut self, ground: Ground<'_>, db: u8, from: u64) -> Option<Vec<u8>> {
-        let of_db = self.table.iter().filter(|(_, entry)| entry.rest & 15 == u64::from(db));
-        let mut hashes: Vec<u128> = of_db.map(|(hash, _)| *hash).collect();
-        hashes.sort_unstable_by_key(|hash| order(*hash).wrapping_sub(from));
-        hashes.into_iter().find_map(|hash| self.key(ground, Name { hash, db }))
+        let mut found = None;
+        for start in [from, 0] {
+            let mut next = Some(start);
+            while let (Some(at), None) = (next, &found) {
+                next = self.scan(ground, db, at, 1, &mut |key| found = Some(key));
+            }
+        }
+        found
     }
 
     /// Removes all keys of a database, or of all.
     pub fn flush(&mut self, ground: Ground<'_>, db: Option<u8>) {
         if db.is_none() || self.keys.iter().enumerate().all(|(at, keys)| Some(at as u8) == db || *keys == 0) {
-            ground.store.flush_object(ground.pool, ObjectId([self.number, 0, 0]));
+            ground.store.flush_object(ground.pool, self.object());
             let Self { hits, misses, evicted, expired, .. } = *self;
             *self = Self { hits, misses, evicted, expired, ..Self::new(self.number as usize) };
             return;
         }
-        let of_db = |entry: &Entry| db.is_some_and(|db| entry.rest & 15 == u64::from(db));
+        let of_db = |entry: &Entry| Some(entry.db()) == db;
         let gone: Vec<u128> = self.table.iter().filter(|(_, entry)| of_db(entry)).map(|(hash, _)| *hash).collect();
         for hash in gone {
             self.forget_key(ground, Name { hash, db: db.unwrap_or_default() });
@@ -576,12 +609,11 @@ impl Shard {
         let expiring = self.expiring.iter().any(|keys| *keys > 0);
         if expiring || dropped {
             for (hash, entry) in &self.table {
-                let name = Name { hash: *hash, db: (entry.rest & 15) as u8 };
-                let at = entry.rest >> 4;
+                let name = Name { hash: *hash, db: entry.db() };
                 let page = match Place::from_bits(entry.place) {
                     Place::Small { page, .. } | Place::Large { page, .. } => page,
                 };
-                if at != 0 && at <= ground.now {
+                if entry.has_expired(ground.now) {
                     gone.push(name);
                     self.expired += 1;
                 } else if dropped && self.open_page != Some(page) && !ground.store.contains(self.key_of(ground, page)) {

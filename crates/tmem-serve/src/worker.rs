@@ -4,7 +4,7 @@
 //! What arrives goes into a buffer of the thread; a connection has one of its own only while a command is not whole, and one for answers
 //! only while the client does not take them. So one that is idle takes a few hundred bytes. A client that does not read is not heard either.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::fd::OwnedFd;
 use std::sync::atomic::Ordering::Relaxed;
@@ -93,14 +93,14 @@ pub struct Connection {
 
 /// Serves until the server stops.
 pub fn serve(shared: &Shared, worker: &Worker) {
-    let mut connections: HashMap<u64, Box<Connection>> = HashMap::new();
+    let mut serving =
+        Serving { shared, worker, connections: HashMap::new(), muted: HashSet::new(), buffer: vec![0; READ_BYTES] };
     let mut active = shared.balance.active();
     let mut events = Vec::with_capacity(256);
-    let mut buffer = vec![0; READ_BYTES];
     while !shared.stopping.load(Relaxed) {
         events.clear();
-        let muted = connections.values().any(|connection| connection.client.muted_until.is_some());
-        let timeout = muted.then_some(Timespec { tv_sec: 0, tv_nsec: TICK.subsec_nanos().into() });
+        let timeout =
+            (!serving.muted.is_empty()).then_some(Timespec { tv_sec: 0, tv_nsec: TICK.subsec_nanos().into() });
         match epoll::wait(&worker.epoll, rustix::buffer::spare_capacity(&mut events), timeout.as_ref()) {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(e) => {
@@ -108,108 +108,133 @@ pub fn serve(shared: &Shared, worker: &Worker) {
                 return;
             }
         }
-        if muted {
-            unmute(shared, worker, &mut connections, &mut buffer);
-        }
+        serving.unmute();
         if active != shared.balance.active() {
             active = shared.balance.active();
-            move_away(shared, worker, &mut connections);
+            serving.move_away();
         }
         for event in &events {
-            let id = event.data.u64();
-            if id == WAKE {
-                let _ = rustix::io::read(&worker.wake, &mut [0; 8]);
-                welcome(shared, worker, &mut connections);
-                continue;
+            match event.data.u64() {
+                WAKE => serving.welcome(),
+                id => serving.go_on(id, event.flags),
             }
-            let Some(connection) = connections.get_mut(&id) else { continue };
-            let flags = event.flags;
-            let goes_on = connection.go_on(shared, flags, &mut buffer);
-            settle(shared, worker, &mut connections, id, goes_on);
         }
     }
     // What has been answered is sent, as far as it can be.
-    for (id, mut connection) in connections.drain() {
+    for (id, mut connection) in serving.connections.drain() {
         let _ = connection.send();
         leave(shared, id, &connection);
     }
 }
 
-fn welcome(shared: &Shared, worker: &Worker, connections: &mut HashMap<u64, Box<Connection>>) {
-    let arrivals = std::mem::take(&mut *worker.arrivals.lock().unwrap_or_else(PoisonError::into_inner));
-    for arrival in arrivals {
-        let (id, connection) = match arrival {
-            Arrival::New(id, stream) => match Connection::new(shared, id, stream) {
-                Ok(connection) => (id, Box::new(connection)),
-                Err(_) => {
-                    shared.counters.refused.fetch_add(1, Relaxed);
-                    continue;
-                }
-            },
-            Arrival::Moved(id, connection) => (id, connection),
-        };
-        let data = epoll::EventData::new_u64(id);
-        if epoll::add(&worker.epoll, &*connection.stream, data, connection.events).is_err() {
-            shared.counters.refused.fetch_add(1, Relaxed);
-            leave(shared, id, &connection);
-            continue;
+/// What a worker serves at present.
+struct Serving<'a> {
+    shared: &'a Shared,
+    worker: &'a Worker,
+    connections: HashMap<u64, Box<Connection>>,
+    /// Those that are not heard for a while.
+    muted: HashSet<u64>,
+    buffer: Vec<u8>,
+}
+
+impl Serving<'_> {
+    /// Takes in those that were handed over.
+    fn welcome(&mut self) {
+        let _ = rustix::io::read(&self.worker.wake, &mut [0; 8]);
+        let arrivals = std::mem::take(&mut *self.worker.arrivals.lock().unwrap_or_else(PoisonError::into_inner));
+        for arrival in arrivals {
+            let (id, connection) = match arrival {
+                Arrival::New(id, stream) => match Connection::new(self.shared, id, stream) {
+                    Ok(connection) => (id, Box::new(connection)),
+                    Err(_) => {
+                        self.shared.counters.refused.fetch_add(1, Relaxed);
+                        continue;
+                    }
+                },
+                Arrival::Moved(id, connection) => (id, connection),
+            };
+            let data = epoll::EventData::new_u64(id);
+            if epoll::add(&self.worker.epoll, &*connection.stream, data, connection.events).is_err() {
+                self.shared.counters.refused.fetch_add(1, Relaxed);
+                leave(self.shared, id, &connection);
+                continue;
+            }
+            if connection.client.muted_until.is_some() {
+                self.muted.insert(id);
+            }
+            self.connections.insert(id, connection);
         }
-        connections.insert(id, connection);
+        // How many serve may have changed while they were on their way.
+        self.move_away();
     }
-    // How many serve may have changed while they were on their way.
-    move_away(shared, worker, connections);
-}
 
-/// Gives away the connections that belong to other workers now.
-fn move_away(shared: &Shared, worker: &Worker, connections: &mut HashMap<u64, Box<Connection>>) {
-    let elsewhere = |id: &u64| shared.home(*id).number != worker.number;
-    let ids: Vec<u64> = connections.keys().copied().filter(elsewhere).collect();
-    for id in ids {
-        let Some(connection) = connections.remove(&id) else { continue };
+    /// Gives away the connections that belong to other workers now.
+    fn move_away(&mut self) {
+        let elsewhere = |id: &u64| self.shared.home(*id).number != self.worker.number;
+        let ids: Vec<u64> = self.connections.keys().copied().filter(elsewhere).collect();
+        for id in ids {
+            if let Some(connection) = self.take_out(id) {
+                self.shared.home(id).take(Arrival::Moved(id, connection));
+            }
+        }
+    }
+
+    /// Waits for a connection no more. It may be open all the same: others know of it.
+    fn take_out(&mut self, id: u64) -> Option<Box<Connection>> {
+        let connection = self.connections.remove(&id)?;
+        self.muted.remove(&id);
         // One that is not waited for any more cannot wake this thread for nothing.
-        let _ = epoll::delete(&worker.epoll, &*connection.stream);
-        shared.home(id).take(Arrival::Moved(id, connection));
+        let _ = epoll::delete(&self.worker.epoll, &*connection.stream);
+        Some(connection)
+    }
+
+    /// Hears those again whose time has come.
+    fn unmute(&mut self) {
+        if self.muted.is_empty() {
+            return;
+        }
+        let now = Instant::now();
+        let until = |id: &u64| self.connections.get(id).and_then(|connection| connection.client.muted_until);
+        let due: Vec<u64> =
+            self.muted.iter().copied().filter(|id| until(id).is_none_or(|until| until <= now)).collect();
+        for id in due {
+            self.muted.remove(&id);
+            if let Some(connection) = self.connections.get_mut(&id) {
+                connection.client.muted_until = None;
+            }
+            self.go_on(id, epoll::EventFlags::empty());
+        }
+    }
+
+    /// Serves a connection; then waits for the right things, counts its buffers, or lets it go.
+    fn go_on(&mut self, id: u64, flags: epoll::EventFlags) {
+        let shared = self.shared;
+        let Some(connection) = self.connections.get_mut(&id) else { return };
+        let goes_on = connection.go_on(shared, flags, &mut self.buffer);
+        if let Err(e) = &goes_on
+            && e.kind() == ErrorKind::InvalidData
+        {
+            shared.counters.broken.fetch_add(1, Relaxed);
+        }
+        if connection.client.muted_until.is_some() {
+            self.muted.insert(id);
+        }
+        let stays = goes_on.unwrap_or(false) && connection.count(shared) && {
+            let events = connection.wanted_events();
+            let same = events == connection.events;
+            connection.events = events;
+            let data = epoll::EventData::new_u64(id);
+            same || epoll::modify(&self.worker.epoll, &*connection.stream, data, events).is_ok()
+        };
+        if !stays && let Some(connection) = self.take_out(id) {
+            leave(shared, id, &connection);
+        }
     }
 }
 
-/// Hears those again whose time has come.
-fn unmute(shared: &Shared, worker: &Worker, connections: &mut HashMap<u64, Box<Connection>>, buffer: &mut [u8]) {
-    let now = Instant::now();
-    let due = |connection: &Connection| connection.client.muted_until.is_some_and(|until| until <= now);
-    let ids: Vec<u64> = connections.iter().filter(|(_, connection)| due(connection)).map(|(id, _)| *id).collect();
-    for id in ids {
-        let Some(connection) = connections.get_mut(&id) else { continue };
-        connection.client.muted_until = None;
-        let goes_on = connection.go_on(shared, epoll::EventFlags::empty(), buffer);
-        settle(shared, worker, connections, id, goes_on);
-    }
-}
-
-/// After a connection was served: waits for the right things, counts its buffers, or lets it go.
-fn settle(
-    shared: &Shared,
-    worker: &Worker,
-    connections: &mut HashMap<u64, Box<Connection>>,
-    id: u64,
-    goes_on: io::Result<bool>,
-) {
-    let Some(connection) = connections.get_mut(&id) else { return };
-    if let Err(e) = &goes_on
-        && e.kind() == ErrorKind::InvalidData
-    {
-        shared.counters.broken.fetch_add(1, Relaxed);
-    }
-    let stays = goes_on.unwrap_or(false) && connection.count(shared) && {
-        let events = connection.wanted_events();
-        let same = events == connection.events;
-        connection.events = events;
-        same || epoll::modify(&worker.epoll, &*connection.stream, epoll::EventData::new_u64(id), events).is_ok()
-    };
-    if !stays && let Some(connection) = connections.remove(&id) {
-        // It is closed when the registry has let go of it, too; so it is taken out here.
-        let _ = epoll::delete(&worker.epoll, &*connection.stream);
-        leave(shared, id, &connection);
-    }
+/// What a connection takes without its buffers.
+fn fixed_bytes(tls: bool) -> u64 {
+    CONNECTION_BYTES + if tls { TLS_BYTES } else { 0 }
 }
 
 fn leave(shared: &Shared, id: u64, connection: &Connection) {
@@ -222,7 +247,7 @@ impl Connection {
     fn new(shared: &Shared, id: u64, stream: Stream) -> io::Result<Self> {
         let tls = shared.tls.as_ref().map(|config| ServerConnection::new(Arc::clone(config)));
         let tls = tls.transpose().map_err(io::Error::other)?;
-        let counted = CONNECTION_BYTES + if tls.is_some() { TLS_BYTES } else { 0 };
+        let counted = fixed_bytes(tls.is_some());
         let stream = Arc::new(stream);
         let info = Arc::new(Info::new(id, &stream));
         shared.registry.add(&info);
@@ -415,23 +440,19 @@ impl Connection {
             }
         }
         self.sent = 0;
-        // What is small is used again at once.
-        if self.output.capacity() > 2 * READ_BYTES {
-            self.output = Vec::new()
-        } else {
-            self.output.clear()
-        }
+        self.output.clear();
         Ok(())
     }
 
     /// Counts its buffers. `false` if there is no room for them.
     fn count(&mut self, shared: &Shared) -> bool {
-        if self.output.is_empty() && self.output.capacity() > 0 && self.input.is_empty() {
+        // Of an answer that is sent nothing stays, however much there is still to be done.
+        if self.output.is_empty() {
             self.output = Vec::new();
         }
-        let queued = self.client.queue.iter().flatten().flatten().map(|arg| arg.capacity() + 24).sum::<usize>();
-        let fixed = CONNECTION_BYTES + if self.tls.is_some() { TLS_BYTES } else { 0 };
-        let now = fixed + (self.input.capacity() + self.output.capacity() + queued) as u64;
+        let queued = self.client.queue.as_ref().map_or(0, |queue| queue.bytes);
+        let buffers = self.input.capacity() + self.output.capacity() + queued;
+        let now = fixed_bytes(self.tls.is_some()) + buffers as u64;
         let before = std::mem::replace(&mut self.counted, now);
         let buffers = &shared.space.buffers;
         if now <= before {

@@ -16,7 +16,7 @@ pub mod testing;
 pub use client::{Answer, Answers, ask_all};
 pub use doors::Doors;
 pub use figures::{Described, Figure, describe, metrics};
-pub use protocol::{VERSION, harmless};
+pub use protocol::{VERSION, harmless, understand};
 pub use server::{Counters, Source, THREAD, serve, start};
 
 /// Why a process cannot be seen.

@@ -3,6 +3,7 @@
 //! Both sides read what somebody else wrote, and must come to an end with it whatever it is (`fuzz/fuzz_targets/watch.rs`).
 
 use serde::Serialize;
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 /// The version that this program speaks. What only adds fields does not change it.
@@ -69,6 +70,14 @@ pub fn read_answer(bytes: &[u8]) -> Result<Value, String> {
     }
     make_harmless(&mut value);
     Ok(value)
+}
+
+/// Takes figures for those of a kind.
+///
+/// # Errors
+/// When they are none: what to tell the user.
+pub fn understand<T: DeserializeOwned>(figures: Value) -> Result<T, String> {
+    serde_json::from_value(figures).map_err(|_| NOT_UNDERSTOOD.to_owned())
 }
 
 fn make_harmless(value: &mut Value) {

@@ -15,6 +15,7 @@ use tempfile::TempDir;
 use super::Machine;
 use super::alloc::samples;
 use crate::measure::median;
+use crate::process_tree::rss_bytes;
 use crate::table::{Table, mib};
 use crate::zram::{self, Zram};
 use crate::{interrupt, project};
@@ -243,12 +244,7 @@ impl Server {
     /// Its anonymous and shared memory; of zram what it says itself, without the table of its pages.
     fn memory_bytes(&self) -> u64 {
         let Disk::Server(child) = &self.disk else { return zram::used_bytes() };
-        let status = std::fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap_or_default();
-        let kib = |name: &str| -> u64 {
-            let line = status.lines().find_map(|line| line.strip_prefix(name));
-            line.and_then(|line| line.trim().strip_suffix("kB")?.trim().parse().ok()).unwrap_or(0)
-        };
-        (kib("RssAnon:") + kib("RssShmem:")) << 10
+        rss_bytes(child.id() as i32)
     }
 
     fn measure(&self, case: Case, seconds: u32, bytes: u64, row: &mut Row) -> anyhow::Result<()> {

@@ -17,6 +17,7 @@ use tmem::testing::Random;
 use super::Machine;
 use super::alloc::samples;
 use crate::measure::median;
+use crate::process_tree::rss_bytes;
 use crate::table::{Table, mib};
 use crate::{interrupt, project};
 
@@ -260,12 +261,7 @@ impl Server {
 
     /// Its anonymous and shared memory.
     fn memory_bytes(&self) -> u64 {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap_or_default();
-        let kib = |name: &str| -> u64 {
-            let line = status.lines().find_map(|line| line.strip_prefix(name));
-            line.and_then(|line| line.trim().strip_suffix("kB")?.trim().parse().ok()).unwrap_or(0)
-        };
-        (kib("RssAnon:") + kib("RssShmem:")) << 10
+        rss_bytes(self.child.id() as i32)
     }
 
     fn fill(&self, values: &Values) -> anyhow::Result<()> {

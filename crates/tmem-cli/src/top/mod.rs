@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use serde::Serialize;
-use tmem_watch::{Answer, Answers};
+use tmem_watch::{Answer, Answers, understand};
 
 use crate::flags::TopArgs;
 
@@ -85,19 +85,19 @@ impl View {
             let taken = figures.and_then(|figures| {
                 match kind {
                     tmem_disk::KIND => {
-                        let snapshot = tmem_disk::snapshot_of(figures)?;
+                        let snapshot: tmem_disk::Snapshot = understand(figures)?;
                         let before = before.disks.iter().find(|disk| disk.snapshot.pid == pid);
                         let rates = before.map(|before| tmem_disk::Rates::between(&before.snapshot, &snapshot));
                         self.disks.push(Watched { snapshot, rates: rates.unwrap_or_default() });
                     }
                     tmem_serve::KIND => {
-                        let snapshot = tmem_serve::snapshot_of(figures)?;
+                        let snapshot: tmem_serve::Snapshot = understand(figures)?;
                         let before = before.caches.iter().find(|cache| cache.snapshot.pid == pid);
                         let rates = before.map(|before| tmem_serve::Rates::between(&before.snapshot, &snapshot));
                         self.caches.push(Watched { snapshot, rates: rates.unwrap_or_default() });
                     }
                     _ => {
-                        let snapshot = tmem_run::snapshot_of(figures)?;
+                        let snapshot: tmem_run::Snapshot = understand(figures)?;
                         let before = before.supervisors.iter().find(|one| one.snapshot.pid == pid);
                         let rates = before.map(|before| tmem_run::Rates::between(&before.snapshot, &snapshot));
                         self.supervisors.push(Watched { snapshot, rates: rates.unwrap_or_default() });

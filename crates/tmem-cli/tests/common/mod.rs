@@ -13,7 +13,7 @@ pub mod pki;
 mod sample;
 
 use std::io::{self, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
@@ -162,4 +162,17 @@ pub fn run_tmem(words: &[&str]) -> (i32, String, String) {
         .timeout(Duration::from_secs(30))
         .run();
     (outcome.shell_status(), outcome.stdout_text(), outcome.stderr_text())
+}
+
+/// Runs a client to its end, which has to be a success, and says what it printed.
+pub fn run(program: &str, words: &[&str]) -> String {
+    let out = Command::new("timeout").arg("120").arg(program).args(words).stdin(Stdio::null()).output().unwrap();
+    let (stdout, stderr) = (String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
+    assert!(out.status.success(), "{program} {words:?}: {}\n{stdout}{stderr}", out.status);
+    stdout.into_owned()
+}
+
+/// A path as a word of a command.
+pub fn text(path: &Path) -> &str {
+    path.to_str().unwrap()
 }

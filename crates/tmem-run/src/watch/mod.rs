@@ -11,7 +11,6 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
-use serde_json::Value;
 use tmem_watch::{Counters, Doors, Figure, Source, harmless};
 
 pub use rates::Rates;
@@ -38,14 +37,6 @@ pub fn open(metrics: Option<SocketAddr>) -> Result<Doors, Error> {
 /// Starts the thread that answers.
 pub fn start(shared: &Arc<Shared>, doors: Doors) {
     tmem_watch::start(Supervisor(Arc::clone(shared)), doors);
-}
-
-/// Reads the figures of a supervisor.
-///
-/// # Errors
-/// When they are none: what to tell the user.
-pub fn snapshot_of(figures: Value) -> Result<Snapshot, String> {
-    serde_json::from_value(figures).map_err(|_| "its answer is not understood".to_owned())
 }
 
 struct Supervisor(Arc<Shared>);

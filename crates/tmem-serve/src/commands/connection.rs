@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use subtle::ConstantTimeEq;
 
 use super::{Call, Fault, SYNTAX, shown};
-use crate::client::Info;
+use crate::client::{Info, Queue};
 use crate::shard::DATABASES;
 
 type Done = Result<(), Fault>;
@@ -55,7 +55,7 @@ pub fn select(call: &mut Call<'_, '_, '_>) -> Done {
 }
 
 pub fn multi(call: &mut Call<'_, '_, '_>) -> Done {
-    call.client.queue = Some(Vec::new());
+    call.client.queue = Some(Queue::default());
     call.reply.ok();
     Ok(())
 }

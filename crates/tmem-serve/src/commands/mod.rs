@@ -5,7 +5,7 @@ mod keys;
 mod server;
 mod strings;
 
-use crate::client::{Client, Queued};
+use crate::client::Client;
 use crate::reply::Reply;
 use crate::server::Shared;
 use crate::shard::{Full, Name};
@@ -237,7 +237,7 @@ pub fn run(server: &Shared, client: &mut Client, args: &[&[u8]], out: &mut Vec<u
                 Ok(())
             }
             (Some(queue), name) if !matches!(name, "quit" | "reset") => {
-                queue.push(args.iter().map(|arg| arg.to_vec()).collect());
+                queue.push(args);
                 reply.status("QUEUED");
                 Ok(())
             }
@@ -275,7 +275,7 @@ fn lock<'a>(server: &'a Shared, db: u8, commands: &[(&Command, &[&[u8]])], now: 
 
 /// Does all that was queued, with nobody in between.
 fn exec(server: &Shared, client: &mut Client, reply: &mut Reply<'_>, now: u64) -> Result<(), Fault> {
-    let queue: Vec<Queued> = client.queue.take().unwrap_or_default();
+    let queue = client.queue.take().unwrap_or_default().commands;
     if std::mem::take(&mut client.spoilt) {
         return Err(Fault::Said("EXECABORT Transaction discarded because of previous errors."));
     }
