@@ -96,8 +96,8 @@ impl Server {
         let tls = options.tls_certificates.as_deref().map(tmem_net::tls::server_config).transpose()?;
         let backed = |export: &ExportOptions| matches!(export.contents, Contents::Backing(_));
         let waits = options.spill.is_some() || options.exports.iter().any(backed);
-        let beside = fixed_bytes + CONNECTIONS_READY * connection_bytes(waits, tls.is_some());
-        let store_bytes = options.ram_bytes.saturating_sub(beside);
+        let connection_bytes = connection_bytes(waits, tls.is_some());
+        let store_bytes = options.ram_bytes.saturating_sub(fixed_bytes + CONNECTIONS_READY * connection_bytes);
         // A full disk can be overwritten: each size of packed blocks may need a frame more for that.
         let overwrite_bytes = (store_bytes / 64).clamp(256 << 10, 8 << 20);
         let config = |bytes| Config::new(bytes).codec(options.codec).overwrite_bytes(overwrite_bytes);
@@ -109,8 +109,9 @@ impl Server {
                 let opened = OpenOptions::new(config(options.ram_bytes - fixed_bytes));
                 let opened = options.spill.into_iter().fold(opened, OpenOptions::spill);
                 let (store, saved) = image::open(path, opened, &options.exports)?;
+                // A full disk does not always take as little as before. Then fewer can connect, until some of it is gone.
+                image::fits(path, &store, options.ram_bytes - fixed_bytes - connection_bytes)?;
                 store.set_budget(store_bytes);
-                image::fits(path, &store, store_bytes)?;
                 (store, saved)
             }
             _ => {
@@ -303,7 +304,7 @@ impl Shared {
     /// Takes from the store what so many connections need. Says whether it had it: what is stored, and fits nowhere else, stays.
     fn has_room_for(&self, connections: u64) -> bool {
         self.give_room(connections);
-        connections <= CONNECTIONS_READY || self.store.memory_bytes() + self.beside_store(connections) <= self.ram_bytes
+        self.store.memory_bytes() + self.beside_store(connections) <= self.ram_bytes
     }
 
     /// The store has what so many connections leave.
