@@ -59,6 +59,22 @@ pub trait Tier: Send + Sync {
     /// When not all of it could be read.
     fn read(&self, offset: u64, bytes: &mut [u8]) -> io::Result<()>;
 
+    /// Reads as [`read`](Self::read) does, and shows what was read to `is_right`, which may change it. A tier that keeps several
+    /// copies goes on to the next one as long as the answer is no; what was shown last stands in `bytes` at the end.
+    ///
+    /// # Errors
+    /// When not all of it could be read. That what was read is not right is no error.
+    fn read_checked(
+        &self,
+        offset: u64,
+        bytes: &mut [u8],
+        is_right: &mut dyn FnMut(&mut [u8]) -> bool,
+    ) -> io::Result<()> {
+        self.read(offset, bytes)?;
+        is_right(bytes);
+        Ok(())
+    }
+
     /// Gives the space of `bytes` bytes at `offset` back to whoever it came from. They may be written again.
     ///
     /// # Errors
@@ -73,6 +89,15 @@ impl<T: Tier + ?Sized> Tier for Box<T> {
 
     fn read(&self, offset: u64, bytes: &mut [u8]) -> io::Result<()> {
         (**self).read(offset, bytes)
+    }
+
+    fn read_checked(
+        &self,
+        offset: u64,
+        bytes: &mut [u8],
+        is_right: &mut dyn FnMut(&mut [u8]) -> bool,
+    ) -> io::Result<()> {
+        (**self).read_checked(offset, bytes, is_right)
     }
 
     fn discard(&self, offset: u64, bytes: u64) -> io::Result<()> {

@@ -272,14 +272,21 @@ impl SpillFile {
         if self.read_blocks(bytes.start, part).is_err() {
             return false;
         }
+        let mut damaged = Vec::new();
         // A record is opened in place, so once: a group may be wanted for several of its pages.
         for same in run.chunk_by(|one, next| place(one).0 == place(next).0) {
             let (extent, fill) = place(&same[0]);
             let at = (extent.offset() - bytes.start) as usize;
             let opened = self.open(extent, fill, &mut part[at..at + extent.record_bytes()]);
-            for one in same {
-                with(one, opened.as_deref().map_err(|_| ReadFailure::Damaged));
+            match opened {
+                Ok(payload) => same.iter().for_each(|one| with(one, Ok(payload))),
+                // By itself, it may be had from another copy.
+                Err(_) => damaged.extend(same),
             }
+        }
+        for one in damaged {
+            let (extent, fill) = place(one);
+            self.read_with(fetcher, extent, fill, |payload| with(one, payload));
         }
         true
     }
@@ -304,8 +311,14 @@ impl SpillFile {
         let Range { start, end } = blocks(extent);
         let part = &mut self.buffer(buffer, READ_BYTES_MAX)[..(end - start) as usize];
         let at = (extent.offset() - start) as usize;
-        let read = self.read_blocks(start, part);
-        with(read.and_then(|()| self.open(extent, fill, &mut part[at..at + extent.record_bytes()])))
+        let record = at..at + extent.record_bytes();
+        let mut opened = Err(ReadFailure::Damaged);
+        let read = self.tier.read_checked(start, part, &mut |part| {
+            opened = self.open(extent, fill, &mut part[record.clone()]).map(<[u8]>::len);
+            opened.is_ok()
+        });
+        let payload = self.counted(read).and(opened).map(|bytes| &part[at + record::PREFIX_BYTES..][..bytes]);
+        with(payload)
     }
 
     /// The bytes of a buffer, made the first time, and again when more is needed.
@@ -320,7 +333,11 @@ impl SpillFile {
     }
 
     fn read_blocks(&self, offset: u64, blocks: &mut [u8]) -> Result<(), ReadFailure> {
-        self.tier.read(offset, blocks).map_err(|error| {
+        self.counted(self.tier.read(offset, blocks))
+    }
+
+    fn counted(&self, read: io::Result<()>) -> Result<(), ReadFailure> {
+        read.map_err(|error| {
             count(&self.counters.read_failures);
             ReadFailure::Tier(error)
         })

@@ -1,0 +1,177 @@
+//! The keeper: a thread that renews what lies with the peers, and sees to it that every value has its copies.
+
+use std::sync::PoisonError;
+use std::time::{Duration, Instant};
+
+use crate::peer::Peer;
+use crate::tier::{Remote, TTL, bit};
+use crate::values::{PeerSet, Value};
+
+/// How often it looks after the peers.
+const PULSE: Duration = Duration::from_millis(250);
+/// How often values are renewed: two renewals may fail.
+const RENEWAL: Duration = Duration::from_secs(TTL.as_secs() / 4);
+/// How long it waits before it tries again what could not be done.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// Works until it is told to stop.
+pub(crate) fn run(remote: &Remote) {
+    let mut states: Vec<State> = remote.peers.iter().map(State::of).collect();
+    let mut renewed = Instant::now();
+    let mut look_at: Option<Instant> = None;
+    loop {
+        {
+            let orders = remote.orders.lock().unwrap_or_else(PoisonError::into_inner);
+            let orders = remote.ordered.wait_timeout_while(orders, PULSE, |orders| !orders.stop && !orders.look);
+            let (mut orders, _) = orders.unwrap_or_else(PoisonError::into_inner);
+            if orders.stop {
+                return;
+            }
+            if std::mem::take(&mut orders.look) {
+                look_at.get_or_insert_with(Instant::now);
+            }
+        }
+        for (number, peer) in remote.peers.iter().enumerate() {
+            if peer.is_failing() && peer.may_be_asked() {
+                let _ = peer.ping();
+            }
+            let state = State::of(peer);
+            let before = std::mem::replace(&mut states[number], state);
+            if state != before {
+                look_at.get_or_insert_with(Instant::now);
+            }
+            // It may have been restarted, and empty.
+            if state == State::Up && before != State::Up {
+                renew(remote, number);
+            }
+        }
+        if renewed.elapsed() >= RENEWAL {
+            renewed = Instant::now();
+            (0..remote.peers.len()).for_each(|number| renew(remote, number));
+        }
+        if look_at.is_some_and(|at| Instant::now() >= at) {
+            look_at = look(remote).then(|| Instant::now() + RETRY);
+        }
+    }
+}
+
+/// What a peer's copies are worth.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Up,
+    /// It may be back soon.
+    Away,
+    Dead,
+    Draining,
+}
+
+impl State {
+    fn of(peer: &Peer) -> Self {
+        match () {
+            () if peer.is_dead() => Self::Dead,
+            () if peer.is_failing() => Self::Away,
+            () if peer.is_draining() => Self::Draining,
+            () => Self::Up,
+        }
+    }
+}
+
+fn is_stopped(remote: &Remote) -> bool {
+    remote.orders.lock().unwrap_or_else(PoisonError::into_inner).stop
+}
+
+/// Has everything that a peer has live on, and finds out what it does not have any more.
+fn renew(remote: &Remote, number: usize) {
+    let peer = &remote.peers[number];
+    for part in remote.values.parts() {
+        for same in part.chunk_by(|one, next| one.region() == next.region()) {
+            let of_peer: Vec<&Value> = same.iter().filter(|value| value.peers & bit(number) != 0).collect();
+            if of_peer.is_empty() {
+                continue;
+            }
+            if !peer.may_be_asked() || is_stopped(remote) {
+                return;
+            }
+            let keys: Vec<String> = of_peer.iter().map(|value| remote.key(value)).collect();
+            let Ok(there) = peer.renew(&keys, TTL) else { continue };
+            for (value, _) in of_peer.iter().zip(there).filter(|(_, there)| !there) {
+                peer.count_lost();
+                remote.note_lost(value, number);
+            }
+        }
+    }
+}
+
+/// Looks at all values and gives each as many copies as it should have. Says whether something is left to do.
+fn look(remote: &Remote) -> bool {
+    let mut unfinished = false;
+    for part in remote.values.parts() {
+        for value in part {
+            if is_stopped(remote) {
+                return false;
+            }
+            unfinished |= !tend(remote, value);
+        }
+    }
+    unfinished
+}
+
+/// Peers of a set whose copies are there to stay.
+fn safe(remote: &Remote, peers: PeerSet) -> PeerSet {
+    let counts = |number: &usize| {
+        let peer = &remote.peers[*number];
+        peers & bit(*number) != 0 && !peer.is_dead() && !peer.is_draining()
+    };
+    (0..remote.peers.len()).filter(counts).fold(0, |set, number| set | bit(number))
+}
+
+/// Makes copies of a value that are missing, and removes those that are too many. Says whether it has what it should have.
+fn tend(remote: &Remote, mut value: Value) -> bool {
+    while safe(remote, value.peers).count_ones() < remote.copies {
+        match copy(remote, &value) {
+            Some(number) => value.peers |= bit(number),
+            None => return false,
+        }
+    }
+    while let Some(number) = superfluous(remote, value.peers) {
+        let peer = &remote.peers[number];
+        if !remote.values.set_peers(&value, |peers| peers & !bit(number)) {
+            return true;
+        }
+        value.peers &= !bit(number);
+        peer.count_out(value.bytes());
+        if peer.may_be_asked() {
+            let _ = peer.remove(&[remote.key(&value)]);
+        }
+    }
+    true
+}
+
+/// A peer whose copy nobody needs: first one that will not stay.
+fn superfluous(remote: &Remote, peers: PeerSet) -> Option<usize> {
+    let safe = safe(remote, peers);
+    let unsafe_ones = peers & !safe;
+    let one_of = |set: PeerSet| (0..remote.peers.len()).filter(move |number| set & bit(*number) != 0);
+    if safe.count_ones() >= remote.copies && unsafe_ones != 0 {
+        return one_of(unsafe_ones).next();
+    }
+    let too_many = safe.count_ones() > remote.copies;
+    too_many.then(|| one_of(safe).max_by_key(|number| remote.peers[*number].bytes())).flatten()
+}
+
+/// Copies a value from a peer that has it to one that does not: which one.
+fn copy(remote: &Remote, value: &Value) -> Option<usize> {
+    let to = remote.choose(value.peers)?;
+    let has = |number: &usize| value.peers & bit(*number) != 0 && remote.peers[*number].may_be_asked();
+    let bytes = (0..remote.peers.len()).filter(has).find_map(|number| remote.load_whole(value, number).ok())?;
+    let peer = &remote.peers[to];
+    peer.store(&[(remote.key(value), &bytes)], TTL).ok()?;
+    peer.count_in(value.bytes());
+    remote.counters.replicated.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+    if !remote.values.set_peers(value, |peers| peers | bit(to)) {
+        // It was written over or given up meanwhile.
+        peer.count_out(value.bytes());
+        let _ = peer.remove(&[remote.key(value)]);
+    }
+    Some(to)
+}

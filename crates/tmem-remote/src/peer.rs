@@ -1,0 +1,446 @@
+//! One peer: connections to it, whether it can be asked, and what it was asked and answered so far.
+
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use redis::cluster::ClusterClient;
+use redis::{Client, ConnectionInfo, ConnectionLike, ErrorKind, Pipeline, ServerErrorKind, TlsCertificates, Value};
+
+use crate::Error;
+
+/// How long a peer may take to accept a connection, and be silent while an answer is due.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long the replicas of a cluster may take to confirm a write.
+const REPLICAS_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long a peer that failed is left alone; twice as long after each failure that follows.
+const REST_MIN: Duration = Duration::from_millis(100);
+const REST_MAX: Duration = Duration::from_secs(3);
+/// How long a peer that is full is not given anything.
+const FULL_REST: Duration = Duration::from_secs(10);
+/// A peer that does not answer for so long is taken for dead: what it had is copied elsewhere.
+const DEAD_AFTER: Duration = Duration::from_secs(5);
+/// Connections that nobody uses at the moment and that stay.
+const IDLE_MAX: usize = 8;
+
+/// Why a peer did not do what it was asked for.
+#[derive(Debug)]
+pub(crate) enum Failure {
+    /// It has no room.
+    Full,
+    /// It is away, or says that it cannot now.
+    Away(String),
+    /// It says no.
+    Refused(String),
+}
+
+impl Failure {
+    pub(crate) fn text(&self) -> &str {
+        match self {
+            Self::Full => "it is full",
+            Self::Away(why) | Self::Refused(why) => why,
+        }
+    }
+}
+
+enum Server {
+    One(Client),
+    Cluster(ClusterClient),
+}
+
+type Link = Box<dyn ConnectionLike + Send>;
+
+#[derive(Default)]
+struct Health {
+    rest: Duration,
+    rests_until: Option<Instant>,
+    failing_since: Option<Instant>,
+    full_until: Option<Instant>,
+}
+
+#[derive(Debug, Default)]
+struct Counters {
+    values: AtomicU64,
+    bytes: AtomicU64,
+    failures: AtomicU64,
+    damaged: AtomicU64,
+    lost: AtomicU64,
+    refused_full: AtomicU64,
+}
+
+/// Figures of one peer.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PeerFigures {
+    /// Its address.
+    pub name: String,
+    /// `up`, `full`, `away` (it does not answer), `dead` (not for long) or `draining`.
+    pub state: &'static str,
+    /// Values that lie there.
+    pub values: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Requests that failed.
+    pub failures: u64,
+    /// Values that were not what was written.
+    pub damaged: u64,
+    /// Values that were not there any more.
+    pub lost: u64,
+    /// Values that it had no room for.
+    pub refused_full: u64,
+}
+
+pub(crate) struct Peer {
+    name: String,
+    server: Server,
+    /// Replicas that have to confirm a write.
+    replicas: usize,
+    idle: Mutex<Vec<Link>>,
+    health: Mutex<Health>,
+    draining: AtomicBool,
+    counters: Counters,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Peer {
+    /// A server.
+    pub(crate) fn one(node: ConnectionInfo, tls: Option<&TlsCertificates>) -> Result<Self, Error> {
+        let name = node.addr().to_string();
+        let client = match tls {
+            Some(certificates) if !matches!(node.addr(), redis::ConnectionAddr::Unix(_)) => {
+                Client::build_with_tls(node, certificates.clone())
+            }
+            _ => Client::open(node),
+        };
+        let client = client.map_err(|e| Error(format!("{name}: {e}")))?;
+        Ok(Self::new(name, Server::One(client)))
+    }
+
+    /// A whole cluster, to be found at any of these nodes.
+    pub(crate) fn cluster(nodes: Vec<ConnectionInfo>, tls: Option<&TlsCertificates>) -> Result<Self, Error> {
+        let name = format!("cluster at {}", nodes[0].addr());
+        let mut builder = ClusterClient::builder(nodes)
+            .retries(3)
+            .min_retry_wait(20)
+            .max_retry_wait(300)
+            .connection_timeout(CONNECT_TIMEOUT)
+            .response_timeout(ANSWER_TIMEOUT);
+        if let Some(certificates) = tls {
+            builder = builder.certs(certificates.clone());
+        }
+        let client = builder.build().map_err(|e| Error(format!("{name}: {e}")))?;
+        Ok(Self::new(name, Server::Cluster(client)))
+    }
+
+    fn new(name: String, server: Server) -> Self {
+        Self {
+            name,
+            server,
+            replicas: 0,
+            idle: Mutex::default(),
+            health: Mutex::default(),
+            draining: AtomicBool::new(false),
+            counters: Counters::default(),
+        }
+    }
+
+    /// Has a write wait until so many replicas of the cluster have it.
+    pub(crate) fn with_replicas(mut self, replicas: usize) -> Self {
+        self.replicas = replicas;
+        self
+    }
+
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn connect(&self) -> Result<Link, Failure> {
+        let away = |error: redis::RedisError| match error.kind() {
+            ErrorKind::AuthenticationFailed | ErrorKind::InvalidClientConfig => Failure::Refused(error.to_string()),
+            _ if error.code().is_some_and(|code| matches!(code, "NOAUTH" | "WRONGPASS" | "NOPERM")) => {
+                Failure::Refused(error.to_string())
+            }
+            _ => Failure::Away(error.to_string()),
+        };
+        match &self.server {
+            Server::One(client) => {
+                let link = client.get_connection_with_timeout(CONNECT_TIMEOUT).map_err(away)?;
+                let timeout = Some(ANSWER_TIMEOUT);
+                link.set_read_timeout(timeout).and_then(|()| link.set_write_timeout(timeout)).map_err(away)?;
+                Ok(Box::new(link))
+            }
+            Server::Cluster(client) => Ok(Box::new(client.get_connection().map_err(away)?)),
+        }
+    }
+
+    /// Sends commands whose keys lie in one slot and answers what it says to each. None of them may be wrong to repeat.
+    fn ask(&self, commands: &Pipeline) -> Result<Vec<Value>, Failure> {
+        let asked = self.try_ask(commands);
+        let mut health = lock(&self.health);
+        match &asked {
+            Ok(_) => {
+                let full_until = health.full_until;
+                *health = Health { full_until, ..Health::default() };
+            }
+            Err(Failure::Full) => health.full_until = Some(Instant::now() + FULL_REST),
+            Err(Failure::Away(_) | Failure::Refused(_)) => {
+                self.counters.failures.fetch_add(1, Relaxed);
+                health.rest = (2 * health.rest).clamp(REST_MIN, REST_MAX);
+                health.rests_until = Some(Instant::now() + health.rest);
+                health.failing_since.get_or_insert_with(Instant::now);
+            }
+        }
+        asked
+    }
+
+    fn try_ask(&self, commands: &Pipeline) -> Result<Vec<Value>, Failure> {
+        let packed = commands.get_packed_pipeline();
+        loop {
+            let kept = lock(&self.idle).pop();
+            let was_kept = kept.is_some();
+            let mut link = match kept {
+                Some(link) => link,
+                None => self.connect()?,
+            };
+            let why = match link.req_packed_commands(&packed, 0, commands.len()) {
+                Ok(answers) => match failure_in(&answers) {
+                    None if answers.len() == commands.len() => {
+                        let mut idle = lock(&self.idle);
+                        if idle.len() < IDLE_MAX {
+                            idle.push(link);
+                        }
+                        return Ok(answers);
+                    }
+                    None => Failure::Away("it gave another number of answers".to_owned()),
+                    Some(why) => why,
+                },
+                // It would be as silent on another connection.
+                Err(error) if error.is_timeout() => return Err(Failure::Away(error.to_string())),
+                Err(error) => Failure::Away(error.to_string()),
+            };
+            // What was connected earlier may have been closed meanwhile, and a cluster may have changed.
+            match why {
+                Failure::Away(_) if was_kept => lock(&self.idle).clear(),
+                why => return Err(why),
+            }
+        }
+    }
+
+    /// Stores values, each with its key, to live for a time.
+    pub(crate) fn store(&self, values: &[(String, &[u8])], ttl: Duration) -> Result<(), Failure> {
+        let mut commands = Pipeline::with_capacity(values.len() + 1);
+        for (key, bytes) in values {
+            commands.cmd("SET").arg(key).arg(*bytes).arg("EX").arg(ttl.as_secs());
+        }
+        if self.replicas > 0 {
+            commands.cmd("WAIT").arg(self.replicas).arg(REPLICAS_TIMEOUT.as_millis() as u64);
+        }
+        let answers = match self.ask(&commands) {
+            Ok(answers) => answers,
+            Err(why) => {
+                if matches!(why, Failure::Full) {
+                    self.counters.refused_full.fetch_add(values.len() as u64, Relaxed);
+                }
+                return Err(why);
+            }
+        };
+        if !answers[..values.len()].iter().all(|answer| matches!(answer, Value::Okay)) {
+            return Err(Failure::Away("it did not say that it stored a value".to_owned()));
+        }
+        match answers.get(values.len()) {
+            Some(Value::Int(replicas)) if (*replicas as usize) < self.replicas => {
+                Err(Failure::Away(format!("{replicas} replicas have it, {} should", self.replicas)))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Reads parts of values, each by its key: what is there of them.
+    pub(crate) fn load(&self, parts: &[(String, Range<u64>)]) -> Result<Vec<Vec<u8>>, Failure> {
+        let mut commands = Pipeline::with_capacity(parts.len());
+        for (key, bytes) in parts {
+            commands.cmd("GETRANGE").arg(key).arg(bytes.start).arg(bytes.end - 1);
+        }
+        let found = |answer| if let Value::BulkString(bytes) = answer { bytes } else { Vec::new() };
+        Ok(self.ask(&commands)?.into_iter().map(found).collect())
+    }
+
+    /// Removes values of one region. That it is away is no harm: they go when their time is over.
+    pub(crate) fn remove(&self, keys: &[String]) -> Result<(), Failure> {
+        let mut commands = Pipeline::with_capacity(1);
+        commands.cmd("UNLINK").arg(keys);
+        self.ask(&commands).map(drop)
+    }
+
+    /// Has values of one region live on for a time; says which of them are there.
+    pub(crate) fn renew(&self, keys: &[String], ttl: Duration) -> Result<Vec<bool>, Failure> {
+        let mut commands = Pipeline::with_capacity(keys.len());
+        for key in keys {
+            commands.cmd("EXPIRE").arg(key).arg(ttl.as_secs());
+        }
+        Ok(self.ask(&commands)?.iter().map(|answer| *answer == Value::Int(1)).collect())
+    }
+
+    /// Asks for a sign of life.
+    pub(crate) fn ping(&self) -> Result<(), Failure> {
+        let mut commands = Pipeline::with_capacity(1);
+        commands.cmd("PING");
+        self.ask(&commands).map(drop)
+    }
+
+    /// Asks once, of all primaries of a cluster. Has no part in its health.
+    fn ask_all(&self, command: &redis::Cmd) -> Result<Value, Failure> {
+        let answer = self.connect()?.req_command(command).map_err(|error| Failure::Away(error.to_string()))?;
+        match failure_in(std::slice::from_ref(&answer)) {
+            Some(why) => Err(why),
+            None => Ok(answer),
+        }
+    }
+
+    /// What it says of itself, as text; every primary of a cluster for itself.
+    pub(crate) fn info(&self, section: &str) -> Result<Vec<String>, Failure> {
+        let text = |answer| match answer {
+            Value::BulkString(text) => Ok(String::from_utf8_lossy(&text).into_owned()),
+            Value::VerbatimString { text, .. } => Ok(text),
+            _ => Err(Failure::Refused("it does not answer INFO with a text".to_owned())),
+        };
+        match self.ask_all(redis::cmd("INFO").arg(section))? {
+            Value::Map(all) => all.into_iter().map(|(_, answer)| text(answer)).collect(),
+            answer => Ok(vec![text(answer)?]),
+        }
+    }
+
+    /// How many replicas each part of a cluster has, at least.
+    pub(crate) fn replicas(&self) -> Result<usize, Failure> {
+        let none = || Failure::Refused("it does not say which nodes it has: is it a cluster?".to_owned());
+        let Value::Array(parts) = self.ask_all(redis::cmd("CLUSTER").arg("SLOTS"))? else { return Err(none()) };
+        // First slot, last slot, the primary, and then its replicas.
+        let replicas = |part: &Value| if let Value::Array(part) = part { part.len().checked_sub(3) } else { None };
+        parts.iter().map(replicas).min().flatten().ok_or_else(none)
+    }
+
+    /// Whether it can be asked: it has not failed a moment ago.
+    pub(crate) fn may_be_asked(&self) -> bool {
+        lock(&self.health).rests_until.is_none_or(|until| Instant::now() >= until)
+    }
+
+    /// Whether it failed the last time.
+    pub(crate) fn is_failing(&self) -> bool {
+        lock(&self.health).failing_since.is_some()
+    }
+
+    /// Whether it has failed for so long that what it has is taken for lost.
+    pub(crate) fn is_dead(&self) -> bool {
+        lock(&self.health).failing_since.is_some_and(|since| since.elapsed() > DEAD_AFTER)
+    }
+
+    pub(crate) fn is_draining(&self) -> bool {
+        self.draining.load(Relaxed)
+    }
+
+    pub(crate) fn drain(&self) {
+        self.draining.store(true, Relaxed);
+    }
+
+    fn is_full(&self) -> bool {
+        lock(&self.health).full_until.is_some_and(|until| Instant::now() < until)
+    }
+
+    /// Whether it may be given values.
+    pub(crate) fn takes_values(&self) -> bool {
+        self.may_be_asked() && !self.is_full() && !self.is_draining()
+    }
+
+    /// Bytes that lie there.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.counters.bytes.load(Relaxed)
+    }
+
+    /// A value lies there from now on.
+    pub(crate) fn count_in(&self, bytes: u64) {
+        self.counters.values.fetch_add(1, Relaxed);
+        self.counters.bytes.fetch_add(bytes, Relaxed);
+    }
+
+    /// A value lies there no more.
+    pub(crate) fn count_out(&self, bytes: u64) {
+        self.counters.values.fetch_sub(1, Relaxed);
+        self.counters.bytes.fetch_sub(bytes, Relaxed);
+    }
+
+    pub(crate) fn count_lost(&self) {
+        self.counters.lost.fetch_add(1, Relaxed);
+    }
+
+    pub(crate) fn count_damaged(&self) {
+        self.counters.damaged.fetch_add(1, Relaxed);
+    }
+
+    pub(crate) fn figures(&self) -> PeerFigures {
+        let state = match () {
+            () if self.is_dead() => "dead",
+            () if self.is_failing() => "away",
+            () if self.is_draining() => "draining",
+            () if self.is_full() => "full",
+            () => "up",
+        };
+        let get = |counter: &AtomicU64| counter.load(Relaxed);
+        let Counters { values, bytes, failures, damaged, lost, refused_full } = &self.counters;
+        PeerFigures {
+            name: self.name.clone(),
+            state,
+            values: get(values),
+            bytes: get(bytes),
+            failures: get(failures),
+            damaged: get(damaged),
+            lost: get(lost),
+            refused_full: get(refused_full),
+        }
+    }
+}
+
+/// The first error among the answers, as what it means.
+fn failure_in(answers: &[Value]) -> Option<Failure> {
+    use ServerErrorKind::{Ask, BusyLoading, ClusterDown, MasterDown, Moved, ReadOnly, TryAgain};
+    let error = answers.iter().find_map(|answer| match answer {
+        Value::ServerError(error) => Some(error),
+        _ => None,
+    })?;
+    let text = format!("{} {}", error.code(), error.details().unwrap_or_default()).trim_end().to_owned();
+    Some(match error.kind() {
+        _ if error.code() == "OOM" => Failure::Full,
+        Some(BusyLoading | ClusterDown | MasterDown | ReadOnly | TryAgain | Moved | Ask) => Failure::Away(text),
+        _ => Failure::Refused(text),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn peer() -> Peer {
+        Peer::one(redis::IntoConnectionInfo::into_connection_info("redis://127.0.0.1:1").unwrap(), None).unwrap()
+    }
+
+    #[test]
+    fn a_peer_that_is_away_rests() {
+        let peer = peer();
+        assert!(peer.takes_values() && peer.figures().state == "up");
+        assert!(matches!(peer.ping(), Err(Failure::Away(_))));
+        assert!(peer.is_failing() && !peer.may_be_asked() && !peer.takes_values() && !peer.is_dead());
+        std::thread::sleep(REST_MIN);
+        assert!(peer.may_be_asked());
+        assert_eq!((peer.figures().state, peer.figures().failures), ("away", 1));
+    }
+
+    #[test]
+    fn a_peer_that_drains_is_given_nothing() {
+        let peer = peer();
+        peer.drain();
+        assert!(!peer.takes_values() && peer.may_be_asked());
+    }
+}

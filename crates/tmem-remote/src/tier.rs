@@ -1,0 +1,441 @@
+//! The tier: writes cut into values and given to peers, reads put together from them.
+
+use std::io;
+use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use tmem::{TIER_BLOCK_BYTES, Tier};
+use xxhash_rust::xxh3::xxh3_64;
+
+use crate::Error;
+use crate::address::Peers;
+use crate::keeper;
+use crate::peer::{Failure, Peer, PeerFigures};
+use crate::values::{PeerSet, REGION_BLOCKS, Value, Values, cut};
+
+/// How long values live that nobody renews.
+pub(crate) const TTL: Duration = Duration::from_secs(600);
+/// How long a read waits for a peer to come back when no other one has what is to be read.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// How long such a read waits before it looks again.
+const PAUSE: Duration = Duration::from_millis(20);
+
+/// Figures of remote memory.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RemoteFigures {
+    /// Each peer, in the order in which they were named.
+    pub peers: Vec<PeerFigures>,
+    /// How many peers have each value, if all is well. Of a cluster: its nodes.
+    pub copies: u64,
+    /// Values, each counted once.
+    pub values: u64,
+    /// Reads that another copy answered, because the first one could not.
+    pub failovers: u64,
+    /// Copies that were made again because one was lost.
+    pub replicated: u64,
+    /// Values of which no copy was left.
+    pub lost: u64,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Counters {
+    failovers: AtomicU64,
+    pub(crate) replicated: AtomicU64,
+    lost: AtomicU64,
+}
+
+/// What the keeper is told.
+#[derive(Debug, Default)]
+pub(crate) struct Orders {
+    pub(crate) stop: bool,
+    /// Some value may have too few copies, or too many.
+    pub(crate) look: bool,
+}
+
+pub(crate) struct Remote {
+    pub(crate) peers: Vec<Peer>,
+    /// Peers that are to have each value; a cluster is one.
+    pub(crate) copies: u32,
+    /// Copies that a cluster keeps by itself.
+    copies_inside: u64,
+    pub(crate) values: Values,
+    /// In every key: nobody else's begin with it.
+    name: String,
+    next: AtomicU64,
+    pub(crate) counters: Counters,
+    pub(crate) orders: Mutex<Orders>,
+    pub(crate) ordered: Condvar,
+}
+
+/// Other machines' RAM as a [`Tier`]: see the [crate](crate). A clone is another handle of the same.
+///
+/// A write over a part of what was written before drops the rest of that, up to 60 KiB; stores do not do that. What it knows of
+/// where everything lies takes about 50 bytes for each 60 KiB, and is not part of a store's budget. When the last handle is
+/// dropped, everything is removed from the peers.
+#[derive(Clone)]
+pub struct RemoteTier {
+    owner: Arc<Owner>,
+}
+
+struct Owner {
+    remote: Arc<Remote>,
+    keeper: Option<JoinHandle<()>>,
+}
+
+pub(crate) fn bit(peer: usize) -> PeerSet {
+    1 << peer
+}
+
+fn block_range(offset: u64, bytes: usize) -> Range<u64> {
+    const BLOCK: u64 = TIER_BLOCK_BYTES as u64;
+    offset / BLOCK..(offset + bytes as u64) / BLOCK
+}
+
+impl RemoteTier {
+    /// What a store may put there: as much as the peers take, which say themselves when they are full.
+    pub const BYTES_MAX: u64 = 1 << 40;
+
+    /// Connects to the peers and looks whether they are fit to keep what is entrusted to them.
+    ///
+    /// # Errors
+    /// When fewer peers than there are to be copies can be reached, or one of them would drop what it was given.
+    pub fn connect(peers: &Peers) -> Result<Self, Error> {
+        let tls = peers.tls()?;
+        let nodes = peers.connections();
+        let (all, replicas) = if peers.is_cluster {
+            let cluster = Peer::cluster(nodes, tls.as_ref())?;
+            let replicas = replicas(&cluster)?;
+            (vec![cluster], replicas)
+        } else {
+            (nodes.into_iter().map(|node| Peer::one(node, tls.as_ref())).collect::<Result<Vec<_>, _>>()?, 0)
+        };
+        let copies = peers.wanted_copies(replicas)?;
+        let (copies, copies_inside) = if peers.is_cluster { (1, copies) } else { (copies, 1) };
+        let all: Vec<Peer> = all.into_iter().map(|peer| peer.with_replicas(copies_inside - 1)).collect();
+
+        let mut away = Vec::new();
+        for peer in &all {
+            match examine(peer) {
+                Ok(()) => {}
+                Err(Failure::Away(why)) => away.push(format!("{}: {why}", peer.name())),
+                Err(why) => return Err(Error(format!("{}: {}", peer.name(), why.text()))),
+            }
+        }
+        if all.len() - away.len() < copies {
+            return Err(Error(format!("too few peers can be reached for {copies} copies: {}", away.join("; "))));
+        }
+
+        let mut name = [0; 8];
+        getrandom::fill(&mut name).map_err(|e| Error(format!("no random numbers: {e}")))?;
+        let remote = Arc::new(Remote {
+            peers: all,
+            copies: copies as u32,
+            copies_inside: copies_inside as u64,
+            values: Values::new(),
+            name: format!("{:016x}", u64::from_le_bytes(name)),
+            next: AtomicU64::new(0),
+            counters: Counters::default(),
+            orders: Mutex::default(),
+            ordered: Condvar::new(),
+        });
+        let kept = Arc::clone(&remote);
+        let keeper = thread::Builder::new().name("tmem-remote".to_owned()).spawn(move || keeper::run(&kept));
+        let keeper = keeper.map_err(|e| Error(format!("a thread cannot be started: {e}")))?;
+        Ok(Self { owner: Arc::new(Owner { remote, keeper: Some(keeper) }) })
+    }
+
+    /// Figures of now.
+    #[must_use]
+    pub fn figures(&self) -> RemoteFigures {
+        let remote = &self.owner.remote;
+        let Counters { failovers, replicated, lost } = &remote.counters;
+        RemoteFigures {
+            peers: remote.peers.iter().map(Peer::figures).collect(),
+            copies: u64::from(remote.copies) * remote.copies_inside,
+            values: remote.values.len() as u64,
+            failovers: failovers.load(Relaxed),
+            replicated: replicated.load(Relaxed),
+            lost: lost.load(Relaxed),
+        }
+    }
+
+    /// Gives a peer nothing more, and has what it has copied to others: as soon as its [figures](Self::figures) say that no value lies
+    /// there, it may be switched off. `false` if no peer has that name.
+    #[must_use]
+    pub fn drain(&self, name: &str) -> bool {
+        let peer = self.owner.remote.peers.iter().find(|peer| peer.name() == name);
+        peer.inspect(|peer| peer.drain()).inspect(|_| self.owner.remote.order_look()).is_some()
+    }
+}
+
+impl std::fmt::Debug for RemoteTier {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("RemoteTier").field("figures", &self.figures()).finish_non_exhaustive()
+    }
+}
+
+impl std::fmt::Display for RemoteTier {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let names: Vec<_> = self.owner.remote.peers.iter().map(Peer::name).collect();
+        f.write_str(&names.join(", "))
+    }
+}
+
+/// How many replicas each part of a cluster has, at least.
+fn replicas(cluster: &Peer) -> Result<usize, Error> {
+    let unfit = |why: &str| Error(format!("{}: {why}", cluster.name()));
+    cluster.replicas().map_err(|failure| unfit(failure.text()))
+}
+
+/// Whether a peer keeps what it is given.
+fn examine(peer: &Peer) -> Result<(), Failure> {
+    for text in peer.info("memory")? {
+        let policy = text.lines().find_map(|line| line.trim().strip_prefix("maxmemory_policy:"));
+        if let Some(policy) = policy.filter(|policy| *policy != "noeviction") {
+            return Err(Failure::Refused(format!(
+                "it drops what it has no room for (maxmemory-policy {policy}), but what goes there has to stay: set noeviction"
+            )));
+        }
+    }
+    Ok(())
+}
+
+impl Remote {
+    /// The key of a value.
+    pub(crate) fn key(&self, value: &Value) -> String {
+        format!("tmem:{{{}.{}}}{}", self.name, value.region(), value.number)
+    }
+
+    /// Has the keeper look at all values.
+    pub(crate) fn order_look(&self) {
+        self.orders.lock().unwrap_or_else(PoisonError::into_inner).look = true;
+        self.ordered.notify_all();
+    }
+
+    /// The peer that has the least of those that take values and are not in `not`.
+    pub(crate) fn choose(&self, not: PeerSet) -> Option<usize> {
+        let fit = |(number, peer): &(usize, &Peer)| not & bit(*number) == 0 && peer.takes_values();
+        self.peers.iter().enumerate().filter(fit).min_by_key(|(_, peer)| peer.bytes()).map(|(number, _)| number)
+    }
+
+    /// Removes values from peers that may have them. One that is away keeps them until their time is over.
+    pub(crate) fn remove(&self, values: &[Value]) {
+        for same in values.chunk_by(|one, next| one.region() == next.region()) {
+            for (number, peer) in self.peers.iter().enumerate() {
+                let of_peer: Vec<&Value> = same.iter().filter(|value| value.peers & bit(number) != 0).collect();
+                of_peer.iter().for_each(|value| peer.count_out(value.bytes()));
+                let keys: Vec<String> = of_peer.iter().map(|value| self.key(value)).collect();
+                if !keys.is_empty() && peer.may_be_asked() {
+                    let _ = peer.remove(&keys);
+                }
+            }
+        }
+    }
+
+    /// A peer does not have a value any more.
+    pub(crate) fn note_lost(&self, value: &Value, number: usize) {
+        let mut had = false;
+        self.values.set_peers(value, |peers| {
+            had = peers & bit(number) != 0;
+            peers & !bit(number)
+        });
+        if had {
+            self.peers[number].count_lost();
+            self.peers[number].count_out(value.bytes());
+            self.order_look();
+        }
+    }
+
+    fn write(&self, offset: u64, bytes: &[u8]) -> Result<(), Failure> {
+        let blocks = block_range(offset, bytes.len());
+        let new = |part: Range<u64>| {
+            let at = (part.start - blocks.start) as usize * TIER_BLOCK_BYTES;
+            let payload = &bytes[at..at + (part.end - part.start) as usize * TIER_BLOCK_BYTES];
+            let number = self.next.fetch_add(1, Relaxed);
+            let (start, blocks) = (part.start, part.end - part.start);
+            (Value { start, blocks, number, check: xxh3_64(payload), peers: 0 }, payload)
+        };
+        let values: Vec<(Value, &[u8])> = cut(&blocks).into_iter().map(new).collect();
+        for same in values.chunk_by(|(one, _), (next, _)| one.region() == next.region()) {
+            self.write_region(same)?;
+        }
+        Ok(())
+    }
+
+    /// Stores values of one region with as many peers as there are to be copies.
+    fn write_region(&self, values: &[(Value, &[u8])]) -> Result<(), Failure> {
+        let with_keys: Vec<(String, &[u8])> = values.iter().map(|(value, bytes)| (self.key(value), *bytes)).collect();
+        let (mut written, mut tried): (PeerSet, PeerSet) = (0, 0);
+        let mut why = None;
+        while written.count_ones() < self.copies {
+            let Some(number) = self.choose(tried) else {
+                let done: Vec<Value> = values.iter().map(|(value, _)| Value { peers: written, ..*value }).collect();
+                // They were counted in when they were stored.
+                self.remove(&done);
+                return Err(why.unwrap_or_else(|| Failure::Away("too few peers take anything now".to_owned())));
+            };
+            tried |= bit(number);
+            let peer = &self.peers[number];
+            match peer.store(&with_keys, TTL) {
+                Ok(()) => {
+                    written |= bit(number);
+                    values.iter().for_each(|(value, _)| peer.count_in(value.bytes()));
+                }
+                Err(failure) => why = Some(failure),
+            }
+        }
+        let mut replaced = Vec::new();
+        for (value, _) in values {
+            replaced.extend(self.values.insert(Value { peers: written, ..*value }));
+        }
+        self.remove(&replaced);
+        Ok(())
+    }
+
+    /// Reads what lies at `offset`, from no peer of `not` if that is possible. Answers from which peers it came.
+    fn read(&self, offset: u64, bytes: &mut [u8], not: PeerSet) -> io::Result<PeerSet> {
+        let blocks = block_range(offset, bytes.len());
+        let values = self.values.covering(&blocks);
+        let mut rest = values.ok_or_else(|| io::Error::other("nothing was written there, or it was lost"))?;
+        let deadline = Instant::now() + PATIENCE;
+        let (mut from, mut failed) = (0, 0);
+        while let Some(first) = rest.first() {
+            let candidates = |value: &Value| value.peers & !failed;
+            let Some(number) = self.best_of(candidates(first), not) else {
+                // What was lost or moved meanwhile is known there.
+                rest = self.values.covering(&blocks).unwrap_or_default();
+                if rest.iter().any(|value| value.peers == 0) || rest.is_empty() {
+                    self.counters.lost.fetch_add(1, Relaxed);
+                    return Err(io::Error::new(io::ErrorKind::NotFound, "no peer has it any more"));
+                }
+                if Instant::now() >= deadline {
+                    return Err(io::Error::new(io::ErrorKind::TimedOut, "no peer that has it answers"));
+                }
+                (from, failed) = (0, 0);
+                thread::sleep(PAUSE);
+                continue;
+            };
+            let (asked, others): (Vec<Value>, Vec<Value>) =
+                rest.iter().partition(|value| value.region() == first.region() && candidates(value) & bit(number) != 0);
+            let parts: Vec<_> = asked.iter().map(|value| (self.key(value), part_of(value, &blocks))).collect();
+            let Ok(answers) = self.peers[number].load(&parts) else {
+                failed |= bit(number);
+                self.counters.failovers.fetch_add(1, Relaxed);
+                continue;
+            };
+            rest = others;
+            for ((value, (_, part)), answer) in asked.into_iter().zip(parts).zip(answers) {
+                if answer.len() as u64 == part.end - part.start {
+                    let at = (value.start * TIER_BLOCK_BYTES as u64 + part.start - offset) as usize;
+                    bytes[at..at + answer.len()].copy_from_slice(&answer);
+                    from |= bit(number);
+                } else {
+                    self.note_lost(&value, number);
+                    self.counters.failovers.fetch_add(1, Relaxed);
+                    rest.push(Value { peers: value.peers & !bit(number), ..value });
+                }
+            }
+        }
+        Ok(from)
+    }
+
+    /// Which of some peers to read from: one that works, that is not in `not`.
+    fn best_of(&self, some: PeerSet, not: PeerSet) -> Option<usize> {
+        let fit = |number: &usize| some & bit(*number) != 0 && self.peers[*number].may_be_asked();
+        let rank = |number: &usize| (not & bit(*number) != 0, self.peers[*number].is_failing());
+        (0..self.peers.len()).filter(fit).min_by_key(rank)
+    }
+
+    /// Gives up what some peers have of these blocks if it is not what was written, and others have it as well.
+    fn suspect(&self, blocks: &Range<u64>, peers: PeerSet) {
+        for value in self.values.covering(blocks).unwrap_or_default() {
+            for number in (0..self.peers.len()).filter(|number| value.peers & peers & bit(*number) != 0) {
+                let damaged = matches!(self.load_whole(&value, number), Err(Failure::Refused(_)));
+                if damaged && value.peers & !bit(number) != 0 {
+                    self.note_lost(&value, number);
+                }
+            }
+        }
+    }
+
+    /// Reads a whole value from a peer, if it is what was written.
+    pub(crate) fn load_whole(&self, value: &Value, number: usize) -> Result<Vec<u8>, Failure> {
+        let peer = &self.peers[number];
+        let bytes = peer.load(&[(self.key(value), 0..value.bytes())])?.pop().unwrap_or_default();
+        if bytes.len() as u64 != value.bytes() {
+            self.note_lost(value, number);
+        } else if xxh3_64(&bytes) != value.check {
+            peer.count_damaged();
+        } else {
+            return Ok(bytes);
+        }
+        Err(Failure::Refused("it is not what was written".to_owned()))
+    }
+}
+
+/// The bytes of a value that lie in these blocks.
+fn part_of(value: &Value, blocks: &Range<u64>) -> Range<u64> {
+    let part = value.start.max(blocks.start)..value.end().min(blocks.end);
+    let byte = |block| (block - value.start) * TIER_BLOCK_BYTES as u64;
+    byte(part.start)..byte(part.end)
+}
+
+impl Tier for RemoteTier {
+    fn write(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        self.owner.remote.write(offset, bytes).map_err(|failure| match failure {
+            Failure::Full => io::Error::new(io::ErrorKind::StorageFull, "the peers are full"),
+            Failure::Away(why) | Failure::Refused(why) => io::Error::other(why),
+        })
+    }
+
+    fn read(&self, offset: u64, bytes: &mut [u8]) -> io::Result<()> {
+        self.owner.remote.read(offset, bytes, 0).map(drop)
+    }
+
+    fn read_checked(
+        &self,
+        offset: u64,
+        bytes: &mut [u8],
+        is_right: &mut dyn FnMut(&mut [u8]) -> bool,
+    ) -> io::Result<()> {
+        let remote = &self.owner.remote;
+        let mut wrong = 0;
+        loop {
+            let from = remote.read(offset, bytes, wrong)?;
+            let right = is_right(bytes);
+            if right || from & !wrong == 0 {
+                if wrong != 0 {
+                    remote.counters.failovers.fetch_add(u64::from(right), Relaxed);
+                    remote.suspect(&block_range(offset, bytes.len()), wrong);
+                }
+                return Ok(());
+            }
+            wrong |= from;
+        }
+    }
+
+    fn discard(&self, offset: u64, bytes: u64) -> io::Result<()> {
+        let blocks = block_range(offset, bytes as usize);
+        let removed = self.owner.remote.values.remove(&blocks);
+        self.owner.remote.remove(&removed);
+        Ok(())
+    }
+}
+
+impl Drop for Owner {
+    fn drop(&mut self) {
+        self.remote.orders.lock().unwrap_or_else(PoisonError::into_inner).stop = true;
+        self.remote.ordered.notify_all();
+        if let Some(keeper) = self.keeper.take() {
+            let _ = keeper.join();
+        }
+        // What cannot be removed in time goes by itself.
+        let end = Instant::now() + Duration::from_secs(5);
+        self.remote.values.parts().take_while(|_| Instant::now() < end).for_each(|part| self.remote.remove(&part));
+    }
+}
+
+const _: () = assert!(REGION_BLOCKS * TIER_BLOCK_BYTES as u64 == 1 << 20);
