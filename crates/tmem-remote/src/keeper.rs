@@ -7,7 +7,7 @@ use crate::peer::Peer;
 use crate::tier::{Remote, TTL, bit};
 use crate::values::{PeerSet, Value};
 
-/// How often it looks after the peers.
+/// How often it looks whether the peers answer, and still have what they had.
 const PULSE: Duration = Duration::from_millis(250);
 /// How often values are renewed: two renewals may fail.
 const RENEWAL: Duration = Duration::from_secs(TTL.as_secs() / 4);
@@ -32,16 +32,12 @@ pub(crate) fn run(remote: &Remote) {
             }
         }
         for (number, peer) in remote.peers.iter().enumerate() {
-            if peer.is_failing() && peer.may_be_asked() {
-                let _ = peer.ping();
-            }
+            let beat = if peer.may_be_asked() { peer.beat(&remote.mark(), TTL).ok() } else { None };
             let state = State::of(peer);
-            let before = std::mem::replace(&mut states[number], state);
-            if state != before {
+            if std::mem::replace(&mut states[number], state) != state {
                 look_at.get_or_insert_with(Instant::now);
             }
-            // It may have been restarted, and empty.
-            if state == State::Up && before != State::Up {
+            if beat == Some(false) {
                 renew(remote, number);
             }
         }

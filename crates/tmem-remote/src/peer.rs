@@ -285,11 +285,12 @@ impl Peer {
         Ok(self.ask(&commands)?.iter().map(|answer| *answer == Value::Int(1)).collect())
     }
 
-    /// Asks for a sign of life.
-    pub(crate) fn ping(&self) -> Result<(), Failure> {
-        let mut commands = Pipeline::with_capacity(1);
-        commands.cmd("PING");
-        self.ask(&commands).map(drop)
+    /// Whether the mark that was left there is there still: if not, it was emptied. Leaves it there.
+    pub(crate) fn beat(&self, mark: &str, ttl: Duration) -> Result<bool, Failure> {
+        let mut commands = Pipeline::with_capacity(2);
+        commands.cmd("EXPIRE").arg(mark).arg(ttl.as_secs());
+        commands.cmd("SET").arg(mark).arg("").arg("EX").arg(ttl.as_secs());
+        Ok(self.ask(&commands)?.first() == Some(&Value::Int(1)))
     }
 
     /// Asks once, of all primaries of a cluster. Has no part in its health.
@@ -430,7 +431,7 @@ mod tests {
     fn a_peer_that_is_away_rests() {
         let peer = peer();
         assert!(peer.takes_values() && peer.figures().state == "up");
-        assert!(matches!(peer.ping(), Err(Failure::Away(_))));
+        assert!(matches!(peer.beat("mark", DEAD_AFTER), Err(Failure::Away(_))));
         assert!(peer.is_failing() && !peer.may_be_asked() && !peer.takes_values() && !peer.is_dead());
         std::thread::sleep(REST_MIN);
         assert!(peer.may_be_asked());

@@ -209,6 +209,11 @@ impl Remote {
         format!("tmem:{{{}.{}}}{}", self.name, value.region(), value.number)
     }
 
+    /// The key that shows that a peer was not emptied.
+    pub(crate) fn mark(&self) -> String {
+        format!("tmem:{{{}}}", self.name)
+    }
+
     /// Has the keeper look at all values.
     pub(crate) fn order_look(&self) {
         self.orders.lock().unwrap_or_else(PoisonError::into_inner).look = true;
@@ -435,6 +440,9 @@ impl Drop for Owner {
         // What cannot be removed in time goes by itself.
         let end = Instant::now() + Duration::from_secs(5);
         self.remote.values.parts().take_while(|_| Instant::now() < end).for_each(|part| self.remote.remove(&part));
+        for peer in self.remote.peers.iter().filter(|peer| peer.may_be_asked()) {
+            let _ = peer.remove(&[self.remote.mark()]);
+        }
     }
 }
 
