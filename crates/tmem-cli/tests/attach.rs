@@ -6,7 +6,7 @@ use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use common::{
     Linking, MIB, Sampler, can_run, is_alive, long, program, resident_bytes, run_tmem, say, tmem_command, wait_until,
@@ -154,6 +154,20 @@ fn send(child: &Child, signal: i32) {
     unsafe { libc::kill(child.id() as i32, signal) };
 }
 
+/// Before that, a signal ends it, and nothing has happened yet.
+fn until_signals_are_caught(pid: u32) {
+    let catches = || {
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        let blocked = status.lines().find_map(|line| line.strip_prefix("SigBlk:")).unwrap().trim();
+        u64::from_str_radix(blocked, 16).unwrap() & 1 << (libc::SIGTERM - 1) != 0
+    };
+    let end = Instant::now() + Duration::from_secs(10);
+    while !catches() {
+        assert!(Instant::now() < end, "SIGTERM is not caught");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
 #[test]
 fn detach_by_ctrl_c() {
     attach_and_release("detach_by_ctrl_c", |_, supervisor| send(supervisor, libc::SIGINT));
@@ -175,6 +189,7 @@ fn attach_and_detach_twenty_times() {
     let stats = stats_file(name);
     for round in 0..20_u64 {
         let supervisor = attach(checker.pid(), &stats);
+        until_signals_are_caught(supervisor.id());
         // From "hardly begun" to "well under way".
         std::thread::sleep(Duration::from_millis(20 + round * 20));
         send(&supervisor, libc::SIGTERM);
