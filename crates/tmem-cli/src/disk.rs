@@ -5,6 +5,7 @@ use std::os::fd::AsFd;
 
 use tmem::Saved;
 use tmem_disk::{Contents, ExportFigures, ExportOptions, Figures, Options, Server};
+use tmem_remote::Peers;
 use tmem_run::StoreSpill;
 
 use crate::flags::{DiskArgs, DiskCommand, DiskResetArgs, DiskServeArgs, DiskStatsArgs};
@@ -19,26 +20,36 @@ pub fn disk(args: &DiskArgs) -> anyhow::Result<()> {
     match (&args.command, &args.serve) {
         (Some(DiskCommand::Stats(args)), _) => stats(args),
         (Some(DiskCommand::Reset(args)), _) => reset(args),
-        (None, Some(args)) => serve(args),
+        (None, Some(serving)) => serve(serving, args.remote.peers()?.as_ref()),
         (None, None) => anyhow::bail!("say what to serve: see tmem disk --help"),
     }
 }
 
-fn serve(args: &DiskServeArgs) -> anyhow::Result<()> {
+fn serve(args: &DiskServeArgs, remote: Option<&Peers>) -> anyhow::Result<()> {
     let listen = service::listen(args.listen.as_ref())?;
     let exports = exports(args)?;
     // Before there is a socket, so that no signal can leave one behind.
     let stop = service::until_signalled()?;
     // Lives until the server has ended: then a file that was named is of no use to anybody.
-    let file = StoreSpill::prepare(&spill::parse(&args.spill)?, args.spill_plain, args.spill_faults.as_ref())?;
+    let spill = spill::parse(&args.spill)?;
+    let file = StoreSpill::prepare(&spill, args.spill_plain, args.spill_faults.as_ref(), remote)?;
     let names: Vec<_> = exports.iter().map(|export| export.name.clone()).collect();
     let ram_bytes = args.ram.bytes()?;
     let tls_certificates = args.tls_certificates.clone();
     let tls = tls_certificates.is_some();
-    let (codec, for_swap, image, spill) = (args.codec.into(), args.for_swap, args.image.clone(), file.open()?);
+    let (codec, for_swap, image, spills) = (args.codec.into(), args.for_swap, args.image.clone(), file.open()?);
     let metrics = args.metrics;
-    let mut server =
-        Server::bind(Options { ram_bytes, codec, exports, listen, for_swap, tls_certificates, image, metrics, spill })?;
+    let mut server = Server::bind(Options {
+        ram_bytes,
+        codec,
+        exports,
+        listen,
+        for_swap,
+        tls_certificates,
+        image,
+        metrics,
+        spills,
+    })?;
     let address = server.address();
     if args.listen.is_some() {
         service::announce(names.iter().map(|name| tmem_disk::uri(&address, name, tls)))?;

@@ -8,6 +8,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 use clap_complete::Shell;
 
+use crate::remote::{RemoteArgs, RemoteCommand};
 use crate::size::RamSize;
 
 /// Memory beyond RAM for unmodified Linux programs.
@@ -62,6 +63,9 @@ pub enum Command {
     /// Lend RAM to others, or be a compressed cache, on the Redis protocol.
     #[command(after_long_help = SERVE_NOTES)]
     Serve(ServeArgs),
+    /// Remote memory: what to do about a machine that lends RAM.
+    #[command(subcommand)]
+    Remote(RemoteCommand),
     /// Print completions for a shell.
     #[command(after_long_help = "Example:\n  tmem completions bash > ~/.local/share/bash-completion/completions/tmem")]
     Completions {
@@ -91,6 +95,7 @@ Examples:
   tmem run --ram 1G --spill /mnt/nvme:20G -- ./unpack-photos
   tmem run --ram 1G --spill /mnt/ssd --spill-writes 20G -- ./nightly-build
   tmem run --ram 1G --spill off --on-full kill -- ./never-on-disk
+  tmem run --ram 1G --remote redis://10.0.0.2,10.0.0.3 --remote-password-file ~/.tmem -- ./wide-join
   tmem run --ram 2G --metrics 127.0.0.1:9464 -- ./server";
 
 const ATTACH_NOTES: &str = "\
@@ -268,6 +273,9 @@ pub struct DiskArgs {
     pub command: Option<DiskCommand>,
     #[command(flatten)]
     pub serve: Option<DiskServeArgs>,
+    /// Remote memory.
+    #[command(flatten)]
+    pub remote: RemoteArgs,
 }
 
 /// What there is to do about disks that are being served.
@@ -330,7 +338,7 @@ pub struct DiskServeArgs {
     ///
     /// That takes root, or CAP_IPC_LOCK and CAP_SYS_RESOURCE; where one of them is missing tmem does not start. RAM is taken as it is needed,
     /// so let --ram be what the machine can spare. A virtual machine's own swap needs none of this: there the host has the memory.
-    #[arg(long, conflicts_with_all = ["spill", "spill_plain", "spill_faults"])]
+    #[arg(long, conflicts_with_all = ["spill", "spill_plain", "spill_faults", "remote"])]
     pub for_swap: bool,
     /// What packs blocks when they are written: zstd takes less RAM, lz4 less time.
     ///
@@ -541,6 +549,9 @@ pub struct BudgetArgs {
     /// something else than was written, as with corrupt, the program ends with a message, never with a wrong byte. Example: `--spill-faults write=1/100,torn=1/500,delay=50ms@1/100,full=64M,seed=7`.
     #[arg(long, value_name = "FAULTS", value_parser = crate::faults::parse)]
     pub spill_faults: Option<tmem_run::SpillFaults>,
+    /// Remote memory.
+    #[command(flatten)]
+    pub remote: RemoteArgs,
     /// Serve live figures over HTTP at this address, in Prometheus' text format: GET /metrics.
     ///
     /// As in 127.0.0.1:9464 or localhost:9464; port 0 takes a free one, which `tmem top --once --json` shows. There is no

@@ -7,6 +7,7 @@ mod estimate;
 mod faults;
 mod flags;
 mod manual;
+mod remote;
 mod serve;
 mod service;
 mod size;
@@ -43,6 +44,7 @@ fn main() -> ExitCode {
         Command::Estimate(args) => estimate::print(&args).map(|()| ExitCode::SUCCESS),
         Command::Disk(args) => disk::disk(&args).map(|()| ExitCode::SUCCESS),
         Command::Serve(args) => serve::serve(&args).map(|()| ExitCode::SUCCESS),
+        Command::Remote(command) => remote::remote(&command).map(|()| ExitCode::SUCCESS),
         Command::Completions { shell } => manual::completions(shell).map(|()| ExitCode::SUCCESS),
         Command::Man { dir } => manual::man(dir.as_deref()).map(|()| ExitCode::SUCCESS),
     };
@@ -78,6 +80,7 @@ fn prepare(budget: &BudgetArgs) -> anyhow::Result<(tmem_run::Options, StatsSink)
         spill_plain: budget.spill_plain,
         spill_writes_per_day: budget.spill_writes,
         spill_faults: budget.spill_faults.clone(),
+        remote: budget.remote.peers()?,
         metrics: budget.metrics,
     };
     if let Some(obstacle) = tmem_run::doctor::obstacle() {

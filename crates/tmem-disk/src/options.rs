@@ -49,5 +49,5 @@ pub struct Options {
     /// Where metrics are served for Prometheus.
     pub metrics: Option<SocketAddr>,
     /// Where packed blocks go that RAM has no room for.
-    pub spill: Option<tmem::Spill>,
+    pub spills: Vec<tmem::Spill>,
 }

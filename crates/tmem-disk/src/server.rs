@@ -95,19 +95,19 @@ impl Server {
         let fixed_bytes = OWN_BYTES + options.exports.len() as u64 * Stripes::BYTES;
         let tls = options.tls_certificates.as_deref().map(tmem_net::tls::server_config).transpose()?;
         let backed = |export: &ExportOptions| matches!(export.contents, Contents::Backing(_));
-        let waits = options.spill.is_some() || options.exports.iter().any(backed);
+        let waits = !options.spills.is_empty() || options.exports.iter().any(backed);
         let connection_bytes = connection_bytes(waits, tls.is_some());
         let store_bytes = options.ram_bytes.saturating_sub(fixed_bytes + CONNECTIONS_READY * connection_bytes);
         // A full disk can be overwritten: each size of packed blocks may need a frame more for that.
         let overwrite_bytes = (store_bytes / 64).clamp(256 << 10, 8 << 20);
         let config = |bytes| Config::new(bytes).codec(options.codec).overwrite_bytes(overwrite_bytes);
         let no_store = |e| Error::new(format!("no store of {store_bytes} bytes can be made: {e}"));
-        let spills = options.spill.is_some();
+        let spills = !options.spills.is_empty();
         let (store, saved) = match options.image.as_deref() {
             Some(path) if image::is_there(path)? => {
                 // Nobody is connected yet, and to open takes a buffer: what was full fits again.
                 let opened = OpenOptions::new(config(options.ram_bytes - fixed_bytes));
-                let opened = options.spill.into_iter().fold(opened, OpenOptions::spill);
+                let opened = options.spills.into_iter().fold(opened, OpenOptions::spill);
                 let (store, saved) = image::open(path, opened, &options.exports)?;
                 // A full disk does not always take as little as before. Then fewer can connect, until some of it is gone.
                 image::fits(path, &store, options.ram_bytes - fixed_bytes - connection_bytes)?;
@@ -117,7 +117,7 @@ impl Server {
             _ => {
                 let store = Store::new(config(store_bytes)).map_err(no_store)?;
                 let refused = |e| Error::new(format!("the spill file cannot be used: {e}"));
-                options.spill.into_iter().try_for_each(|spill| store.add_spill(spill)).map_err(refused)?;
+                options.spills.into_iter().try_for_each(|spill| store.add_spill(spill)).map_err(refused)?;
                 (store, SavedDisks::default())
             }
         };

@@ -4,7 +4,7 @@ use std::sync::PoisonError;
 use std::time::{Duration, Instant};
 
 use crate::peer::Peer;
-use crate::tier::{Remote, TTL, bit};
+use crate::tier::{MARK_TTL, Remote, TTL, bit};
 use crate::values::{PeerSet, Value};
 
 /// How often it looks whether the peers answer, and still have what they had.
@@ -32,18 +32,26 @@ pub(crate) fn run(remote: &Remote) {
             }
         }
         for (number, peer) in remote.peers.iter().enumerate() {
-            let beat = if peer.may_be_asked() { peer.beat(&remote.mark(), TTL).ok() } else { None };
+            if peer.may_be_asked() {
+                peer.remove_late();
+            }
+            let beat = if peer.may_be_asked() { peer.beat(&remote.mark(), MARK_TTL).ok() } else { None };
             let state = State::of(peer);
             if std::mem::replace(&mut states[number], state) != state {
                 look_at.get_or_insert_with(Instant::now);
             }
-            if beat == Some(false) {
-                renew(remote, number);
+            // Only who knows all that is lost may leave the mark again.
+            if beat == Some(false) && renew(remote, number) {
+                let _ = peer.leave_mark(&remote.mark(), MARK_TTL);
             }
         }
         if renewed.elapsed() >= RENEWAL {
             renewed = Instant::now();
-            (0..remote.peers.len()).for_each(|number| renew(remote, number));
+            (0..remote.peers.len()).for_each(|number| _ = renew(remote, number));
+        }
+        // A write that had chosen it before it was known may have come since.
+        if remote.peers.iter().any(|peer| peer.is_draining() && peer.bytes() > 0) {
+            look_at.get_or_insert_with(|| Instant::now() + RETRY);
         }
         if look_at.is_some_and(|at| Instant::now() >= at) {
             look_at = look(remote).then(|| Instant::now() + RETRY);
@@ -76,8 +84,8 @@ fn is_stopped(remote: &Remote) -> bool {
     remote.orders.lock().unwrap_or_else(PoisonError::into_inner).stop
 }
 
-/// Has everything that a peer has live on, and finds out what it does not have any more.
-fn renew(remote: &Remote, number: usize) {
+/// Has everything that a peer has live on, and finds out what it does not have any more. Says whether it was asked for all of it.
+fn renew(remote: &Remote, number: usize) -> bool {
     let peer = &remote.peers[number];
     for part in remote.values.parts() {
         for same in part.chunk_by(|one, next| one.region() == next.region()) {
@@ -86,16 +94,16 @@ fn renew(remote: &Remote, number: usize) {
                 continue;
             }
             if !peer.may_be_asked() || is_stopped(remote) {
-                return;
+                return false;
             }
             let keys: Vec<String> = of_peer.iter().map(|value| remote.key(value)).collect();
-            let Ok(there) = peer.renew(&keys, TTL) else { continue };
+            let Ok(there) = peer.renew(&keys, TTL) else { return false };
             for (value, _) in of_peer.iter().zip(there).filter(|(_, there)| !there) {
-                peer.count_lost();
                 remote.note_lost(value, number);
             }
         }
     }
+    true
 }
 
 /// Looks at all values and gives each as many copies as it should have. Says whether something is left to do.
@@ -130,14 +138,10 @@ fn tend(remote: &Remote, mut value: Value) -> bool {
         }
     }
     while let Some(number) = superfluous(remote, value.peers) {
-        let peer = &remote.peers[number];
-        if !remote.values.set_peers(&value, |peers| peers & !bit(number)) {
-            return true;
-        }
         value.peers &= !bit(number);
-        peer.count_out(value.bytes());
-        if peer.may_be_asked() {
-            let _ = peer.remove(&[remote.key(&value)]);
+        // Who reads may have found out meanwhile that another copy is no good.
+        if remote.give_up(&value, number, |rest| safe(remote, rest).count_ones() >= remote.copies) {
+            remote.peers[number].remove(value.region(), vec![remote.key(&value)]);
         }
     }
     true
@@ -161,13 +165,20 @@ fn copy(remote: &Remote, value: &Value) -> Option<usize> {
     let has = |number: &usize| value.peers & bit(*number) != 0 && remote.peers[*number].may_be_asked();
     let bytes = (0..remote.peers.len()).filter(has).find_map(|number| remote.load_whole(value, number).ok())?;
     let peer = &remote.peers[to];
-    peer.store(&[(remote.key(value), &bytes)], TTL).ok()?;
+    // It may have had this value before, and be to remove it.
+    if !peer.remove_late() {
+        return None;
+    }
+    if peer.store(&[(remote.key(value), &bytes)], TTL).is_err() {
+        peer.remove_later(value.region(), vec![remote.key(value)]);
+        return None;
+    }
     peer.count_in(value.bytes());
     remote.counters.replicated.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
     if !remote.values.set_peers(value, |peers| peers | bit(to)) {
         // It was written over or given up meanwhile.
         peer.count_out(value.bytes());
-        let _ = peer.remove(&[remote.key(value)]);
+        peer.remove(value.region(), vec![remote.key(value)]);
     }
     Some(to)
 }

@@ -5,9 +5,9 @@
 //! used again; where each of them lies is known at home alone. Reading takes a part of a value (`GETRANGE`).
 //!
 //! A write is done when every value of it is on as many peers as there are to be copies. A peer that is away, slow, emptied or
-//! answers something else than was written costs a copy, which the [`keeper`] makes again from another one; only when none is left is a
+//! answers something else than was written costs a copy, which the keeper makes again from another one; only when none is left is a
 //! page lost, and then the store says so. All values carry a time to live that the keeper renews: what a dead owner left goes by
-//! itself. What travels is what the store gives: packed and, with [`tmem::Spill::new`], encrypted with a key that no peer has.
+//! itself. A key that [`drain`] leaves on a peer has all owners, wherever they are, take what is theirs elsewhere. What travels is what the store gives: packed and, with [`tmem::Spill::new`], encrypted with a key that no peer has.
 
 #![forbid(unsafe_code)]
 
@@ -19,7 +19,7 @@ mod values;
 
 pub use address::Peers;
 pub use peer::PeerFigures;
-pub use tier::{RemoteFigures, RemoteTier};
+pub use tier::{RemoteFigures, RemoteTier, drain, values_left};
 
 /// What can go wrong with remote memory, in one line that says what to do.
 #[derive(Debug, thiserror::Error)]

@@ -22,6 +22,12 @@ const REST_MAX: Duration = Duration::from_secs(3);
 const FULL_REST: Duration = Duration::from_secs(10);
 /// A peer that does not answer for so long is taken for dead: what it had is copied elsewhere.
 const DEAD_AFTER: Duration = Duration::from_secs(5);
+/// Values that are removed later, because they cannot be now. More than that go when their time is over.
+const LATE_MAX: usize = 4096;
+/// A key that stands on a peer while it is to be drained, for all owners to see.
+const DRAIN_KEY: &str = "tmem:drain";
+/// What a full peer may grow by for that key.
+const DRAIN_ROOM: u64 = 64 << 20;
 /// Connections that nobody uses at the moment and that stay.
 const IDLE_MAX: usize = 8;
 
@@ -77,7 +83,7 @@ pub struct PeerFigures {
     pub name: String,
     /// `up`, `full`, `away` (it does not answer), `dead` (not for long) or `draining`.
     pub state: &'static str,
-    /// Values that lie there.
+    /// Values that lie there; in a cluster, with their replicas.
     pub values: u64,
     /// Their bytes.
     pub bytes: u64,
@@ -97,6 +103,8 @@ pub(crate) struct Peer {
     /// Replicas that have to confirm a write.
     replicas: usize,
     idle: Mutex<Vec<Link>>,
+    /// What is still to be removed, by its region.
+    late: Mutex<Vec<(u64, String)>>,
     health: Mutex<Health>,
     draining: AtomicBool,
     counters: Counters,
@@ -142,6 +150,7 @@ impl Peer {
             server,
             replicas: 0,
             idle: Mutex::default(),
+            late: Mutex::default(),
             health: Mutex::default(),
             draining: AtomicBool::new(false),
             counters: Counters::default(),
@@ -269,8 +278,35 @@ impl Peer {
         Ok(self.ask(&commands)?.into_iter().map(found).collect())
     }
 
-    /// Removes values of one region. That it is away is no harm: they go when their time is over.
-    pub(crate) fn remove(&self, keys: &[String]) -> Result<(), Failure> {
+    /// Removes values of one region, now or later.
+    pub(crate) fn remove(&self, region: u64, keys: Vec<String>) {
+        if !self.may_be_asked() || self.try_remove(&keys).is_err() {
+            self.remove_later(region, keys);
+        }
+    }
+
+    /// Removes values when it is looked after the next time: it may have them, and cannot be asked now.
+    pub(crate) fn remove_later(&self, region: u64, keys: Vec<String>) {
+        let mut late = lock(&self.late);
+        let room = LATE_MAX - late.len();
+        late.extend(keys.into_iter().take(room).map(|key| (region, key)));
+    }
+
+    /// Removes what was to be removed later. Says whether nothing of that is left.
+    pub(crate) fn remove_late(&self) -> bool {
+        let late = std::mem::take(&mut *lock(&self.late));
+        let mut done = true;
+        for same in late.chunk_by(|(one, _), (next, _)| one == next) {
+            let keys: Vec<String> = same.iter().map(|(_, key)| key.clone()).collect();
+            if !done || self.try_remove(&keys).is_err() {
+                done = false;
+                self.remove_later(same[0].0, keys);
+            }
+        }
+        done
+    }
+
+    fn try_remove(&self, keys: &[String]) -> Result<(), Failure> {
         let mut commands = Pipeline::with_capacity(1);
         commands.cmd("UNLINK").arg(keys);
         self.ask(&commands).map(drop)
@@ -285,12 +321,22 @@ impl Peer {
         Ok(self.ask(&commands)?.iter().map(|answer| *answer == Value::Int(1)).collect())
     }
 
-    /// Whether the mark that was left there is there still: if not, it was emptied. Leaves it there.
+    /// Whether the mark that was left there is there still: if not, it was emptied. Notes whether it is to be drained.
     pub(crate) fn beat(&self, mark: &str, ttl: Duration) -> Result<bool, Failure> {
         let mut commands = Pipeline::with_capacity(2);
         commands.cmd("EXPIRE").arg(mark).arg(ttl.as_secs());
-        commands.cmd("SET").arg(mark).arg("").arg("EX").arg(ttl.as_secs());
-        Ok(self.ask(&commands)?.first() == Some(&Value::Int(1)))
+        // A cluster's nodes are drained by the cluster.
+        if matches!(self.server, Server::One(_)) {
+            commands.cmd("EXISTS").arg(DRAIN_KEY);
+        }
+        let answers = self.ask(&commands)?;
+        self.draining.store(answers.get(1) == Some(&Value::Int(1)), Relaxed);
+        Ok(answers.first() == Some(&Value::Int(1)))
+    }
+
+    /// Leaves the mark there.
+    pub(crate) fn leave_mark(&self, mark: &str, ttl: Duration) -> Result<(), Failure> {
+        self.store(&[(mark.to_owned(), b"")], ttl)
     }
 
     /// Asks once, of all primaries of a cluster. Has no part in its health.
@@ -343,11 +389,46 @@ impl Peer {
         self.draining.load(Relaxed)
     }
 
-    pub(crate) fn drain(&self) {
-        self.draining.store(true, Relaxed);
+    /// Has every owner of what lies there take it elsewhere, or no longer.
+    pub(crate) fn order_drain(&self, drains: bool) -> Result<(), Failure> {
+        if !drains {
+            return self.ask_all(redis::cmd("DEL").arg(DRAIN_KEY)).map(drop);
+        }
+        let set = || self.ask_all(redis::cmd("SET").arg(DRAIN_KEY).arg(1)).map(drop);
+        match set() {
+            Err(Failure::Full) => {}
+            other => return other,
+        }
+        // It has no room for these few bytes, so it is given some for a moment.
+        let limit = || self.ask_all(redis::cmd("CONFIG").arg("GET").arg("maxmemory"));
+        let Value::Array(pair) = limit()? else { return Err(Failure::Full) };
+        let Some(Value::BulkString(bytes)) = pair.get(1) else { return Err(Failure::Full) };
+        let bytes: u64 = String::from_utf8_lossy(bytes).parse().map_err(|_| Failure::Full)?;
+        let set_limit = |bytes: u64| self.ask_all(redis::cmd("CONFIG").arg("SET").arg("maxmemory").arg(bytes));
+        set_limit(bytes + DRAIN_ROOM)?;
+        let done = set();
+        set_limit(bytes)?;
+        done
     }
 
-    fn is_full(&self) -> bool {
+    /// How many values of any owner lie there.
+    pub(crate) fn values_of_all(&self) -> Result<u64, Failure> {
+        let (mut count, mut cursor) = (0, b"0".to_vec());
+        loop {
+            let mut scan = redis::cmd("SCAN");
+            let answer = self.ask_all(scan.arg(&cursor).arg("MATCH").arg("tmem:{*}?*").arg("COUNT").arg(1000))?;
+            let Value::Array(parts) = answer else { return Err(not_understood()) };
+            let [Value::BulkString(next), Value::Array(keys)] = parts.as_slice() else { return Err(not_understood()) };
+            count += keys.len() as u64;
+            if next == b"0" {
+                return Ok(count);
+            }
+            cursor.clone_from(next);
+        }
+    }
+
+    /// Whether it said a short while ago that it has no room.
+    pub(crate) fn is_full(&self) -> bool {
         lock(&self.health).full_until.is_some_and(|until| Instant::now() < until)
     }
 
@@ -381,7 +462,8 @@ impl Peer {
         self.counters.damaged.fetch_add(1, Relaxed);
     }
 
-    pub(crate) fn figures(&self) -> PeerFigures {
+    /// Figures of one that keeps so many copies of each value.
+    pub(crate) fn figures(&self, copies: u64) -> PeerFigures {
         let state = match () {
             () if self.is_dead() => "dead",
             () if self.is_failing() => "away",
@@ -394,14 +476,18 @@ impl Peer {
         PeerFigures {
             name: self.name.clone(),
             state,
-            values: get(values),
-            bytes: get(bytes),
+            values: copies * get(values),
+            bytes: copies * get(bytes),
             failures: get(failures),
             damaged: get(damaged),
             lost: get(lost),
             refused_full: get(refused_full),
         }
     }
+}
+
+fn not_understood() -> Failure {
+    Failure::Refused("its answer is not understood".to_owned())
 }
 
 /// The first error among the answers, as what it means.
@@ -430,18 +516,18 @@ mod tests {
     #[test]
     fn a_peer_that_is_away_rests() {
         let peer = peer();
-        assert!(peer.takes_values() && peer.figures().state == "up");
+        assert!(peer.takes_values() && peer.figures(1).state == "up");
         assert!(matches!(peer.beat("mark", DEAD_AFTER), Err(Failure::Away(_))));
         assert!(peer.is_failing() && !peer.may_be_asked() && !peer.takes_values() && !peer.is_dead());
         std::thread::sleep(REST_MIN);
         assert!(peer.may_be_asked());
-        assert_eq!((peer.figures().state, peer.figures().failures), ("away", 1));
+        assert_eq!((peer.figures(1).state, peer.figures(1).failures), ("away", 1));
     }
 
     #[test]
     fn a_peer_that_drains_is_given_nothing() {
         let peer = peer();
-        peer.drain();
+        peer.draining.store(true, Relaxed);
         assert!(!peer.takes_values() && peer.may_be_asked());
     }
 }

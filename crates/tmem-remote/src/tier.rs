@@ -3,7 +3,7 @@
 use std::io;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -18,8 +18,12 @@ use crate::values::{PeerSet, REGION_BLOCKS, Value, Values, cut};
 
 /// How long values live that nobody renews.
 pub(crate) const TTL: Duration = Duration::from_secs(600);
+/// How long the mark does: a peer that comes back with what it had long ago does not have it.
+pub(crate) const MARK_TTL: Duration = Duration::from_secs(5);
 /// How long a read waits for a peer to come back when no other one has what is to be read.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// How long removing everything may take.
+const CLEAR_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long such a read waits before it looks again.
 const PAUSE: Duration = Duration::from_millis(20);
 
@@ -82,7 +86,8 @@ pub struct RemoteTier {
 
 struct Owner {
     remote: Arc<Remote>,
-    keeper: Option<JoinHandle<()>>,
+    /// Started with the first write: who never needs remote memory has no thread for it.
+    keeper: OnceLock<JoinHandle<()>>,
 }
 
 pub(crate) fn bit(peer: usize) -> PeerSet {
@@ -116,9 +121,13 @@ impl RemoteTier {
         let (copies, copies_inside) = if peers.is_cluster { (1, copies) } else { (copies, 1) };
         let all: Vec<Peer> = all.into_iter().map(|peer| peer.with_replicas(copies_inside - 1)).collect();
 
+        let mut name = [0; 8];
+        getrandom::fill(&mut name).map_err(|e| Error(format!("no random numbers: {e}")))?;
+        let name = format!("{:016x}", u64::from_le_bytes(name));
+        let mark = mark_of(&name);
         let mut away = Vec::new();
         for peer in &all {
-            match examine(peer) {
+            match examine(peer, &mark) {
                 Ok(()) => {}
                 Err(Failure::Away(why)) => away.push(format!("{}: {why}", peer.name())),
                 Err(why) => return Err(Error(format!("{}: {}", peer.name(), why.text()))),
@@ -128,23 +137,18 @@ impl RemoteTier {
             return Err(Error(format!("too few peers can be reached for {copies} copies: {}", away.join("; "))));
         }
 
-        let mut name = [0; 8];
-        getrandom::fill(&mut name).map_err(|e| Error(format!("no random numbers: {e}")))?;
         let remote = Arc::new(Remote {
             peers: all,
             copies: copies as u32,
             copies_inside: copies_inside as u64,
             values: Values::new(),
-            name: format!("{:016x}", u64::from_le_bytes(name)),
+            name,
             next: AtomicU64::new(0),
             counters: Counters::default(),
             orders: Mutex::default(),
             ordered: Condvar::new(),
         });
-        let kept = Arc::clone(&remote);
-        let keeper = thread::Builder::new().name("tmem-remote".to_owned()).spawn(move || keeper::run(&kept));
-        let keeper = keeper.map_err(|e| Error(format!("a thread cannot be started: {e}")))?;
-        Ok(Self { owner: Arc::new(Owner { remote, keeper: Some(keeper) }) })
+        Ok(Self { owner: Arc::new(Owner { remote, keeper: OnceLock::new() }) })
     }
 
     /// Figures of now.
@@ -153,7 +157,7 @@ impl RemoteTier {
         let remote = &self.owner.remote;
         let Counters { failovers, replicated, lost } = &remote.counters;
         RemoteFigures {
-            peers: remote.peers.iter().map(Peer::figures).collect(),
+            peers: remote.peers.iter().map(|peer| peer.figures(remote.copies_inside)).collect(),
             copies: u64::from(remote.copies) * remote.copies_inside,
             values: remote.values.len() as u64,
             failovers: failovers.load(Relaxed),
@@ -162,12 +166,37 @@ impl RemoteTier {
         }
     }
 
-    /// Gives a peer nothing more, and has what it has copied to others: as soon as its [figures](Self::figures) say that no value lies
-    /// there, it may be switched off. `false` if no peer has that name.
-    #[must_use]
-    pub fn drain(&self, name: &str) -> bool {
-        let peer = self.owner.remote.peers.iter().find(|peer| peer.name() == name);
-        peer.inspect(|peer| peer.drain()).inspect(|_| self.owner.remote.order_look()).is_some()
+    /// Removes everything from the peers, for good: when nobody will read it any more, but the handles live on. Takes up to 5 s.
+    pub fn clear(&self) {
+        self.owner.remote.clear();
+    }
+}
+
+/// Has every owner of what lies with a peer take it to others, or no longer if `undo`: it is given nothing more either way until
+/// that is undone. It may be switched off as soon as [`values_left`] are 0.
+///
+/// # Errors
+/// When it cannot be reached, or is a cluster, which moves what its nodes have itself.
+pub fn drain(peer: &Peers, undo: bool) -> Result<(), Error> {
+    let peer = only_one(peer)?;
+    peer.order_drain(!undo).map_err(|failure| Error(format!("{}: {}", peer.name(), failure.text())))
+}
+
+/// How many values a peer has, of all owners together.
+///
+/// # Errors
+/// As of [`drain`].
+pub fn values_left(peer: &Peers) -> Result<u64, Error> {
+    let peer = only_one(peer)?;
+    peer.values_of_all().map_err(|failure| Error(format!("{}: {}", peer.name(), failure.text())))
+}
+
+fn only_one(peers: &Peers) -> Result<Peer, Error> {
+    let tls = peers.tls()?;
+    match (peers.is_cluster, peers.connections().as_slice()) {
+        (true, _) => Err(Error("a cluster moves what its nodes have itself: redis-cli --cluster reshard".to_owned())),
+        (false, [node]) => Peer::one(node.clone(), tls.as_ref()),
+        (false, _) => Err(Error("one peer at a time: the others are to take what it has".to_owned())),
     }
 }
 
@@ -191,7 +220,7 @@ fn replicas(cluster: &Peer) -> Result<usize, Error> {
 }
 
 /// Whether a peer keeps what it is given.
-fn examine(peer: &Peer) -> Result<(), Failure> {
+fn examine(peer: &Peer, mark: &str) -> Result<(), Failure> {
     for text in peer.info("memory")? {
         let policy = text.lines().find_map(|line| line.trim().strip_prefix("maxmemory_policy:"));
         if let Some(policy) = policy.filter(|policy| *policy != "noeviction") {
@@ -200,7 +229,13 @@ fn examine(peer: &Peer) -> Result<(), Failure> {
             )));
         }
     }
-    Ok(())
+    // It may be being drained.
+    peer.beat(mark, MARK_TTL).map(drop)
+}
+
+/// The key that shows that a peer was not emptied.
+fn mark_of(name: &str) -> String {
+    format!("tmem:{{{name}}}")
 }
 
 impl Remote {
@@ -211,7 +246,7 @@ impl Remote {
 
     /// The key that shows that a peer was not emptied.
     pub(crate) fn mark(&self) -> String {
-        format!("tmem:{{{}}}", self.name)
+        mark_of(&self.name)
     }
 
     /// Has the keeper look at all values.
@@ -226,15 +261,15 @@ impl Remote {
         self.peers.iter().enumerate().filter(fit).min_by_key(|(_, peer)| peer.bytes()).map(|(number, _)| number)
     }
 
-    /// Removes values from peers that may have them. One that is away keeps them until their time is over.
+    /// Removes values from the peers that have them.
     pub(crate) fn remove(&self, values: &[Value]) {
         for same in values.chunk_by(|one, next| one.region() == next.region()) {
             for (number, peer) in self.peers.iter().enumerate() {
                 let of_peer: Vec<&Value> = same.iter().filter(|value| value.peers & bit(number) != 0).collect();
                 of_peer.iter().for_each(|value| peer.count_out(value.bytes()));
                 let keys: Vec<String> = of_peer.iter().map(|value| self.key(value)).collect();
-                if !keys.is_empty() && peer.may_be_asked() {
-                    let _ = peer.remove(&keys);
+                if !keys.is_empty() {
+                    peer.remove(same[0].region(), keys);
                 }
             }
         }
@@ -242,15 +277,38 @@ impl Remote {
 
     /// A peer does not have a value any more.
     pub(crate) fn note_lost(&self, value: &Value, number: usize) {
-        let mut had = false;
-        self.values.set_peers(value, |peers| {
-            had = peers & bit(number) != 0;
-            peers & !bit(number)
-        });
-        if had {
+        if self.give_up(value, number, |_| true) {
             self.peers[number].count_lost();
-            self.peers[number].count_out(value.bytes());
             self.order_look();
+        }
+    }
+
+    /// Forgets that a peer has a value, if it does and the rest will do. Says whether it was so.
+    pub(crate) fn give_up(&self, value: &Value, number: usize, rest_will_do: impl FnOnce(PeerSet) -> bool) -> bool {
+        let mut given_up = false;
+        self.values.set_peers(value, |peers| {
+            let rest = peers & !bit(number);
+            given_up = peers != rest && rest_will_do(rest);
+            if given_up { rest } else { peers }
+        });
+        if given_up {
+            self.peers[number].count_out(value.bytes());
+        }
+        given_up
+    }
+
+    /// Ends the keeper's work and removes everything. What cannot be removed in time goes by itself.
+    fn clear(&self) {
+        self.orders.lock().unwrap_or_else(PoisonError::into_inner).stop = true;
+        self.ordered.notify_all();
+        let end = Instant::now() + CLEAR_TIMEOUT;
+        for part in self.values.parts().take_while(|_| Instant::now() < end) {
+            let removed = part.iter().flat_map(|value| self.values.remove(&(value.start..value.end())));
+            self.remove(&removed.collect::<Vec<_>>());
+        }
+        for peer in self.peers.iter().filter(|peer| peer.may_be_asked()) {
+            peer.remove(0, vec![self.mark()]);
+            peer.remove_late();
         }
     }
 
@@ -280,7 +338,12 @@ impl Remote {
                 let done: Vec<Value> = values.iter().map(|(value, _)| Value { peers: written, ..*value }).collect();
                 // They were counted in when they were stored.
                 self.remove(&done);
-                return Err(why.unwrap_or_else(|| Failure::Away("too few peers take anything now".to_owned())));
+                let none = if self.peers.iter().any(Peer::is_full) {
+                    Failure::Full
+                } else {
+                    Failure::Away("too few peers can be reached".to_owned())
+                };
+                return Err(why.unwrap_or(none));
             };
             tried |= bit(number);
             let peer = &self.peers[number];
@@ -289,7 +352,11 @@ impl Remote {
                     written |= bit(number);
                     values.iter().for_each(|(value, _)| peer.count_in(value.bytes()));
                 }
-                Err(failure) => why = Some(failure),
+                Err(failure) => {
+                    // It may have stored them all the same.
+                    peer.remove_later(values[0].0.region(), with_keys.iter().map(|(key, _)| key.clone()).collect());
+                    why = Some(failure);
+                }
             }
         }
         let mut replaced = Vec::new();
@@ -338,9 +405,12 @@ impl Remote {
                     bytes[at..at + answer.len()].copy_from_slice(&answer);
                     from |= bit(number);
                 } else {
-                    self.note_lost(&value, number);
+                    if answer.is_empty() {
+                        self.note_if_lost(&value, number);
+                    }
+                    failed |= bit(number);
                     self.counters.failovers.fetch_add(1, Relaxed);
-                    rest.push(Value { peers: value.peers & !bit(number), ..value });
+                    rest.push(value);
                 }
             }
         }
@@ -359,8 +429,10 @@ impl Remote {
         for value in self.values.covering(blocks).unwrap_or_default() {
             for number in (0..self.peers.len()).filter(|number| value.peers & peers & bit(*number) != 0) {
                 let damaged = matches!(self.load_whole(&value, number), Err(Failure::Refused(_)));
-                if damaged && value.peers & !bit(number) != 0 {
-                    self.note_lost(&value, number);
+                if damaged && self.give_up(&value, number, |rest| rest != 0) {
+                    self.peers[number].count_lost();
+                    self.peers[number].remove(value.region(), vec![self.key(&value)]);
+                    self.order_look();
                 }
             }
         }
@@ -370,14 +442,22 @@ impl Remote {
     pub(crate) fn load_whole(&self, value: &Value, number: usize) -> Result<Vec<u8>, Failure> {
         let peer = &self.peers[number];
         let bytes = peer.load(&[(self.key(value), 0..value.bytes())])?.pop().unwrap_or_default();
-        if bytes.len() as u64 != value.bytes() {
-            self.note_lost(value, number);
-        } else if xxh3_64(&bytes) != value.check {
-            peer.count_damaged();
-        } else {
+        if xxh3_64(&bytes) == value.check {
             return Ok(bytes);
         }
+        if bytes.is_empty() {
+            self.note_if_lost(value, number);
+        } else {
+            peer.count_damaged();
+        }
         Err(Failure::Refused("it is not what was written".to_owned()))
+    }
+
+    /// Asks a peer once more whether it has a value: that an answer was empty may be the network's fault.
+    fn note_if_lost(&self, value: &Value, number: usize) {
+        if self.peers[number].renew(&[self.key(value)], TTL).is_ok_and(|there| there == [false]) {
+            self.note_lost(value, number);
+        }
     }
 }
 
@@ -390,6 +470,7 @@ fn part_of(value: &Value, blocks: &Range<u64>) -> Range<u64> {
 
 impl Tier for RemoteTier {
     fn write(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        self.owner.keep();
         self.owner.remote.write(offset, bytes).map_err(|failure| match failure {
             Failure::Full => io::Error::new(io::ErrorKind::StorageFull, "the peers are full"),
             Failure::Away(why) | Failure::Refused(why) => io::Error::other(why),
@@ -430,18 +511,22 @@ impl Tier for RemoteTier {
     }
 }
 
+impl Owner {
+    /// Starts the keeper.
+    fn keep(&self) {
+        self.keeper.get_or_init(|| {
+            let remote = Arc::clone(&self.remote);
+            let keeper = thread::Builder::new().name("tmem-remote".to_owned());
+            keeper.spawn(move || keeper::run(&remote)).expect("a thread can be started")
+        });
+    }
+}
+
 impl Drop for Owner {
     fn drop(&mut self) {
-        self.remote.orders.lock().unwrap_or_else(PoisonError::into_inner).stop = true;
-        self.remote.ordered.notify_all();
+        self.remote.clear();
         if let Some(keeper) = self.keeper.take() {
             let _ = keeper.join();
-        }
-        // What cannot be removed in time goes by itself.
-        let end = Instant::now() + Duration::from_secs(5);
-        self.remote.values.parts().take_while(|_| Instant::now() < end).for_each(|part| self.remote.remove(&part));
-        for peer in self.remote.peers.iter().filter(|peer| peer.may_be_asked()) {
-            let _ = peer.remove(&[self.remote.mark()]);
         }
     }
 }

@@ -168,7 +168,7 @@ mod tests {
     fn writes_are_cut_at_regions_and_into_values() {
         assert_eq!(cut(&(0..16)), [0..15, 15..16]);
         assert_eq!(cut(&(250..260)), [250..256, 256..260]);
-        assert_eq!(cut(&(7..8)), [7..8]);
+        assert_eq!(cut(&(7..22)).first(), Some(&(7..22)));
         assert!(cut(&(8..8)).is_empty());
     }
 

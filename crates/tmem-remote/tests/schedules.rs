@@ -109,7 +109,7 @@ fn schedule(seed: u64, servers: &mut [Server], proxies: &[Proxy]) -> u64 {
         wait_until("all is well again", || {
             let figures = tier.figures();
             let copies: u64 = figures.peers.iter().map(|peer| peer.values).sum();
-            // What arrived too late, or could not be removed, is there as well, until its time is over.
+            // What arrived after it was to be removed is there as well, until its time is over.
             let has_all = |(server, values): (&Server, u64)| server.values() >= values;
             let of_each = figures.peers.iter().map(|peer| peer.values);
             copies == figures.values * 2

@@ -111,7 +111,7 @@ fn a_full_peer_says_so_and_what_it_has_stays() {
         (0..).take_while(|number| tier.write(number * MIB, &bytes(288 << 10, *number)).is_ok()).count() as u64;
     assert!((8..40).contains(&written), "{written}");
     let error = tier.write(100 * MIB, &bytes(64 << 10, 0)).unwrap_err();
-    assert_eq!(error.to_string(), "too few peers take anything now");
+    assert_eq!(error.to_string(), "the peers are full");
     for number in 0..written {
         assert_eq!(read(&tier, number * MIB, 288 << 10).unwrap(), bytes(288 << 10, number));
     }
@@ -129,22 +129,22 @@ fn every_server_in_turn_may_be_killed() {
     let ports: Vec<u16> = servers.iter().map(|server| server.port).collect();
     let tier = connect(&ports, 2);
     let mut written = 0;
-    for turn in 0..3 {
+    for server in &mut servers {
         for _ in 0..4 {
             tier.write(written * MIB, &bytes(256 << 10, written)).unwrap();
             written += 1;
         }
         assert!(is_whole(&tier.figures()));
-        servers[turn].kill();
+        server.kill();
         for number in 0..written {
             assert_eq!(read(&tier, number * MIB, 256 << 10).unwrap(), bytes(256 << 10, number), "{number}");
         }
         // Two others are there, so writing goes on.
         tier.write(written * MIB, &bytes(256 << 10, written)).unwrap();
         written += 1;
-        servers[turn].restart();
+        server.restart();
         // It is empty, which is found out, and what it had is copied again.
-        wait_until("everything has its copies", || is_whole(&tier.figures()) && servers[turn].values() > 0);
+        wait_until("everything has its copies", || is_whole(&tier.figures()) && server.values() > 0);
     }
     let figures = tier.figures();
     assert_eq!(figures.lost, 0);
@@ -230,6 +230,36 @@ fn wrong_answers_are_asked_for_elsewhere_and_replaced() {
 }
 
 #[test]
+fn an_answer_that_was_spoilt_on_its_way_loses_no_copy() {
+    if !redis_is_there() {
+        return;
+    }
+    let server = Server::start(&[]);
+    let proxy = Proxy::before(server.port);
+    let tier = connect(&[proxy.port], 1);
+    let payload = bytes(64 << 10, 1);
+    tier.write(0, &payload).unwrap();
+    proxy.set(Network::Corrupt(2));
+    let mut wrong = 0;
+    for _ in 0..4 {
+        let mut found = vec![0; 4096];
+        let mut right = false;
+        while !right {
+            let read = tier.read_checked(0, &mut found, &mut |found| {
+                right = found == &payload[..4096];
+                right
+            });
+            read.unwrap();
+            wrong += u32::from(!right);
+        }
+    }
+    assert!(wrong > 0, "too easy");
+    proxy.set(Network::Good);
+    assert_eq!(read(&tier, 0, 64 << 10).unwrap(), payload);
+    assert_eq!((tier.figures().lost, tier.figures().peers[0].lost), (0, 0));
+}
+
+#[test]
 fn a_peer_is_drained_and_may_go() {
     if !redis_is_there() {
         return;
@@ -240,11 +270,21 @@ fn a_peer_is_drained_and_may_go() {
     for number in 0..12 {
         tier.write(number * MIB, &bytes(64 << 10, number)).unwrap();
     }
-    assert!(!tier.drain("nobody") && tier.drain(&format!("127.0.0.1:{}", ports[1])));
-    wait_until("it is empty", || tier.figures().peers[1].values == 0);
-    assert!(is_whole(&tier.figures()) && servers[1].values() == 0);
+    let peer: Peers = format!("redis://127.0.0.1:{}", ports[1]).parse().unwrap();
+    assert_eq!(tmem_remote::values_left(&peer).unwrap(), servers[1].values());
+    // Even a full one can be told.
+    assert_eq!(servers[1].cli(&["config", "set", "maxmemory", "1"]), "OK");
+    tmem_remote::drain(&peer, false).unwrap();
+    assert_eq!(servers[1].cli(&["config", "get", "maxmemory"]), "maxmemory\n1");
+    wait_until("it is empty", || tmem_remote::values_left(&peer).unwrap() == 0);
+    wait_until("all have their copies", || is_whole(&tier.figures()) && tier.figures().peers[1].values == 0);
+    assert_eq!(servers[1].cli(&["config", "set", "maxmemory", "0"]), "OK");
     tier.write(20 * MIB, &bytes(64 << 10, 20)).unwrap();
     assert_eq!((servers[1].values(), tier.figures().peers[1].state), (0, "draining"));
+    tmem_remote::drain(&peer, true).unwrap();
+    wait_until("it is given something again", || tier.figures().peers[1].state == "up");
+    tmem_remote::drain(&peer, false).unwrap();
+    wait_until("it is not any more", || tier.figures().peers[1].state == "draining");
     servers[1].kill();
     for number in (0..12).chain([20]) {
         assert_eq!(read(&tier, number * MIB, 64 << 10).unwrap(), bytes(64 << 10, number), "{number}");

@@ -61,6 +61,8 @@ pub struct Options {
     pub spill_writes_per_day: Option<u64>,
     /// Faults that happen to the spill file on purpose.
     pub spill_faults: Option<SpillFaults>,
+    /// Other machines whose RAM zpages go to before they go to the spill file.
+    pub remote: Option<tmem_remote::Peers>,
     /// Serve figures at this address, over HTTP, in Prometheus' text format.
     pub metrics: Option<SocketAddr>,
 }

@@ -3,12 +3,13 @@
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Instant;
 
+use tmem_remote::{PeerFigures, RemoteFigures};
 use tmem_watch::figures;
 
 use crate::agent::InjectError;
 use crate::counters::{Counters, add};
 use crate::shared::Shared;
-use crate::watched::Notes;
+use crate::spill::SpillFile;
 
 figures! {
     /// Percentiles of the time from taking a fault up to its page being in place (from parking it, if it waited for
@@ -49,6 +50,46 @@ figures! {
 }
 
 figures! {
+    /// Remote memory; all zero without `--remote`.
+    Remote {
+        peers: u64, Gauge, "Peers that were named; a cluster is one.";
+        peers_up: u64, Gauge, "Of those, peers that answer and are given pages.";
+        copies: u64, Gauge, "Copies that each value is to have (see `--copies`).";
+        values: u64, Gauge, "Values of up to 60 KiB that lie there, each counted once.";
+        peer_values: u64, Gauge, "All their copies: `copies` times `values` if none is missing.";
+        peer_bytes: u64, Gauge, "Bytes of all copies.";
+        failovers: u64, Counter, "Reads that another copy answered, because the first peer that was asked did not, or with something else than was written.";
+        replicated: u64, Counter, "Copies that were made again because one was lost.";
+        copies_lost: u64, Counter, "Copies that were not there any more, as after a restart of a peer, or were not what was written.";
+        failures: u64, Counter, "Requests that a peer did not answer, or refused.";
+        damaged: u64, Counter, "Copies that were not what was written.";
+        refused_full: u64, Counter, "Values that a peer had no room for.";
+        lost: u64, Counter, "Reads of values of which no copy was left; if a program waits for them it is killed.";
+    }
+}
+
+impl From<&RemoteFigures> for Remote {
+    fn from(figures: &RemoteFigures) -> Self {
+        let sum = |figure: fn(&PeerFigures) -> u64| figures.peers.iter().map(figure).sum();
+        Remote {
+            peers: figures.peers.len() as u64,
+            peers_up: figures.peers.iter().filter(|peer| peer.state == "up").count() as u64,
+            copies: figures.copies,
+            values: figures.values,
+            peer_values: sum(|peer| peer.values),
+            peer_bytes: sum(|peer| peer.bytes),
+            failovers: figures.failovers,
+            replicated: figures.replicated,
+            copies_lost: sum(|peer| peer.lost),
+            failures: sum(|peer| peer.failures),
+            damaged: sum(|peer| peer.damaged),
+            refused_full: sum(|peer| peer.refused_full),
+            lost: figures.lost,
+        }
+    }
+}
+
+figures! {
     /// What was refused, put off or given up, by reason.
     Refused {
         pages_stuck: u64, Counter, "Pages that would not leave a program: pinned, locked or shared with a relative. They are passed over for some turns.";
@@ -84,7 +125,8 @@ figures! {
         pages_recompressed: u64, Counter, "Stored pages that were cold for long and were packed again, together with their neighbours.";
         pages_damaged: u64, Counter, "Stored pages that were not what had been stored, in RAM or on disk; the program is killed.";
         pages_zero_filled: u64, Counter, "Pages filled with zeros on first touch inside managed ranges.";
-        spill: SpillFigures, Group(SpillFigures::FIGURES), "The spill file.";
+        spill: SpillFigures, Group(SpillFigures::FIGURES), "The spill file, and remote memory as far as both do the same.";
+        remote: Remote, Group(Remote::FIGURES), "Remote memory.";
         fault_ns: FaultTimes, Group(FaultTimes::FIGURES), "Time to serve a fault.";
         refused: Refused, Group(Refused::FIGURES), "What was refused, by reason.";
         compression_ratio: f64, Gauge, "Original bytes over the bytes of the compressed pages, in RAM without headers and index and on disk, at the peak of the supervisor's memory; 0 when nothing was stored.";
@@ -163,7 +205,8 @@ impl Report {
         let stats = shared.store.stats();
         self.pages_recompressed = stats.recompressed;
         self.pages_damaged = stats.corrupt;
-        self.spill.count(&stats.spill, shared.spill.notes());
+        self.spill.count(&stats.spill, &shared.spill);
+        self.remote = shared.spill.remote_figures().map(|figures| Remote::from(&figures)).unwrap_or_default();
         self.refused.count(shared, &stats);
         self.fault_ns = shared.faults.times();
         self.wall_seconds = started.elapsed().as_secs_f64();
@@ -172,10 +215,11 @@ impl Report {
 }
 
 impl SpillFigures {
-    fn count(&mut self, spill: &tmem::SpillStats, notes: &Notes) {
+    fn count(&mut self, spill: &tmem::SpillStats, places: &SpillFile) {
+        let notes = places.notes();
         let left = notes.writes_left();
         self.written_bytes = spill.written_bytes;
-        self.read_bytes = notes.read_bytes();
+        self.read_bytes = places.read_bytes();
         self.zpages_out = spill.spilled.saturating_sub(spill.moved);
         self.zpages_back = spill.fetched;
         self.zpages_promoted = spill.promoted;
@@ -189,7 +233,7 @@ impl SpillFigures {
         self.lost_races = spill.lost_races;
         // To the store a write that the budget refuses has failed.
         self.write_failures = spill.write_failures.saturating_sub(notes.writes_refused());
-        self.reads_retried = notes.reads_retried();
+        self.reads_retried = places.reads_retried();
         self.read_failures = spill.read_failures + spill.damaged;
         self.damaged = spill.damaged;
         self.discard_failures = spill.discard_failures;

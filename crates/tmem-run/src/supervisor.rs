@@ -556,7 +556,6 @@ impl Supervisor {
         self.shared.stopping.store(true, Relaxed);
         self.shared.need_room();
         self.shared.dismiss_guard();
-        self.shared.spill.clear();
         if self.options.progress && std::io::stderr().is_terminal() {
             eprint!("\r\x1b[K");
         }
@@ -567,6 +566,7 @@ impl Supervisor {
             Ending::Signaled(signal) => 128 + signal,
             Ending::Detached => 0,
         });
+        self.shared.spill.clear();
         Outcome { ending, report: self.report }
     }
 }

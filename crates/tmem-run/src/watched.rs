@@ -164,16 +164,27 @@ impl Tier for Watched {
     }
 
     fn read(&self, offset: u64, bytes: &mut [u8]) -> io::Result<()> {
+        self.read_checked(offset, bytes, &mut |_| true)
+    }
+
+    fn read_checked(
+        &self,
+        offset: u64,
+        bytes: &mut [u8],
+        is_right: &mut dyn FnMut(&mut [u8]) -> bool,
+    ) -> io::Result<()> {
         let notes = &self.notes;
         notes.read_bytes.fetch_add(bytes.len() as u64, Relaxed);
-        let mut read = self.tier.read(offset, bytes);
+        let mut read = self.tier.read_checked(offset, bytes, is_right);
         for pause in PAUSES {
-            if read.is_ok() || notes.given_up_in_a_row.load(Relaxed) >= GIVEN_UP_MAX {
+            // Who says that it took too long has waited already.
+            let waited = read.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::TimedOut);
+            if read.is_ok() || waited || notes.given_up_in_a_row.load(Relaxed) >= GIVEN_UP_MAX {
                 break;
             }
             thread::sleep(pause);
             notes.reads_retried.fetch_add(1, Relaxed);
-            read = self.tier.read(offset, bytes);
+            read = self.tier.read_checked(offset, bytes, is_right);
         }
         match read {
             Ok(()) => notes.given_up_in_a_row.store(0, Relaxed),

@@ -114,7 +114,8 @@ impl Server {
         if options.ram_bytes < RAM_BYTES_MIN {
             return Err(Error(format!("--ram {} is too little: 16M is the least that works", options.ram_bytes)));
         }
-        let password = options.password_file.as_deref().map(read_password).transpose()?;
+        let password = options.password_file.as_deref().map(tmem_net::password).transpose();
+        let password = password.map_err(|e| Error(format!("--password-file {e}")))?;
         let tls = options.tls_certificates.as_deref().map(tls::server_config).transpose()?;
         let store = Store::new(Config::new(options.ram_bytes - OWN_BYTES).codec(options.codec));
         let store = store.map_err(|e| Error(format!("no store can be made: {e}")))?;
@@ -199,17 +200,6 @@ fn check_reach(address: &Address, guarded: bool) -> Result<(), Error> {
     Err(Error(format!(
         "{text} can be reached from other machines: give --password-file or --tls-certificates, or --open-to-all if that is meant"
     )))
-}
-
-fn read_password(path: &std::path::Path) -> Result<Vec<u8>, Error> {
-    let failed = |why: &dyn std::fmt::Display| Error(format!("--password-file {}: {why}", path.display()));
-    let bytes = std::fs::read(path).map_err(|e| failed(&e))?;
-    let line = bytes.split(|&byte| byte == b'\n').next().unwrap_or_default();
-    let line = line.strip_suffix(b"\r").unwrap_or(line);
-    if line.is_empty() {
-        return Err(failed(&"its first line is empty"));
-    }
-    Ok(line.to_vec())
 }
 
 fn keep_up(shared: &Shared) {

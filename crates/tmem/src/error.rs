@@ -44,7 +44,7 @@ pub enum ErrorKind {
         what: &'static str,
     },
     /// The spill file cannot be read. The page stays where it is: a later get may find it.
-    #[error("the spill file cannot be read")]
+    #[error("what was spilled cannot be read")]
     Spill {
         /// What the tier answered.
         #[source]

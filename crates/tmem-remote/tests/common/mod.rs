@@ -19,8 +19,16 @@ pub fn redis_is_there() -> bool {
     there
 }
 
+/// One with room for the port of a cluster's bus, 10,000 above it.
 pub fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+    let mut taken = Vec::new();
+    loop {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        match listener.local_addr().unwrap().port() {
+            port if port < 55_000 => return port,
+            _ => taken.push(listener),
+        }
+    }
 }
 
 /// A server that is killed when it is dropped.
@@ -89,6 +97,50 @@ impl Drop for Server {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+    }
+}
+
+/// Three primaries with a replica each.
+pub struct Cluster {
+    pub nodes: Vec<Server>,
+}
+
+impl Cluster {
+    pub fn start() -> Self {
+        let args = ["--cluster-enabled", "yes", "--cluster-node-timeout", "1500", "--appendonly", "no"];
+        let nodes: Vec<Server> = (0..6).map(|_| Server::start(&args)).collect();
+        let addresses: Vec<String> = nodes.iter().map(|node| format!("127.0.0.1:{}", node.port)).collect();
+        let mut create = vec!["--cluster", "create"];
+        create.extend(addresses.iter().map(String::as_str));
+        create.extend(["--cluster-replicas", "1", "--cluster-yes"]);
+        let said = nodes[0].cli(&create);
+        assert!(said.contains("All 16384 slots covered"), "{said}");
+        let cluster = Self { nodes };
+        wait_until("the cluster is whole", || cluster.is_whole());
+        cluster
+    }
+
+    /// Whether each part has a primary and a replica that follows it.
+    pub fn is_whole(&self) -> bool {
+        let fine = |node: &Server| {
+            let info = node.cli(&["info", "replication"]);
+            let follows = info.contains("role:slave") && info.contains("master_link_status:up");
+            let leads = info.contains("role:master") && info.contains("connected_slaves:1");
+            let slots = node.cli(&["cluster", "slots"]);
+            let knows_all = self.nodes.iter().all(|other| slots.lines().any(|line| line == other.port.to_string()));
+            (follows || leads) && knows_all && node.cli(&["cluster", "info"]).contains("cluster_state:ok")
+        };
+        self.nodes.iter().all(fine)
+    }
+
+    pub fn url(&self) -> String {
+        format!("redis-cluster://127.0.0.1:{},127.0.0.1:{}", self.nodes[0].port, self.nodes[1].port)
+    }
+
+    /// Values on primaries.
+    pub fn values(&self) -> u64 {
+        let primaries = self.nodes.iter().filter(|node| node.cli(&["role"]).starts_with("master"));
+        primaries.map(Server::values).sum()
     }
 }
 
@@ -161,7 +213,7 @@ fn pass(mut from: TcpStream, mut to: TcpStream, network: &Mutex<Network>, answer
             }
             Network::Corrupt(one_in) => {
                 let number = PIECES.fetch_add(1, Relaxed);
-                if answers && number % one_in == 0 {
+                if answers && number.is_multiple_of(one_in) {
                     let at = (number as usize).wrapping_mul(0x9e37_79b9) % len;
                     piece[at] ^= 1 << (number % 8);
                 }

@@ -1,30 +1,27 @@
-//! The spill file of a supervisor: where it lies, when it is opened, what is said when it takes nothing more.
+//! Where a supervisor spills to, when that is opened, what is said when it takes nothing more: remote memory, if there is any, and
+//! behind it a spill file.
 //!
 //! What `--spill` says is examined before the program starts, so that a bad path costs nobody a run. The store gets the file
 //! when there is something to spill for the first time: a program that fits its budget costs no disk. A temporary file has
 //! no name, so that nothing of it outlives us, however we end; one that the user named is removed again at the end.
 
-use std::ffi::CString;
+mod place;
+
 use std::fmt;
-use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use tmem::{FaultyTier, FileTier, Reclaim, Short, Store, Tier};
+use tmem_remote::{Peers, RemoteFigures, RemoteTier};
 
+pub use self::place::automatic_folder;
+use self::place::{BYTES_MIN, Place, at_path};
 use crate::error::Error;
 use crate::options::{Options, Spill, SpillFaults};
 use crate::watched::{Notes, Obstacle, Watched};
 
-/// The least that a spill file is good for.
-const BYTES_MIN: u64 = 4 << 20;
-/// Of what is free on the disk, a file whose size nobody said may take this part.
-const FREE_PART: u64 = 2;
 /// Frames that one step takes back from the store: about what one write takes.
 const STEP_FRAMES: u64 = 64;
 /// What a step may write: more than one write, because it may clean as well.
@@ -35,26 +32,6 @@ const ROOMY_PART: u64 = 4;
 const REST: Duration = Duration::from_millis(50);
 /// The same while the write budget is used up, at most: the figure of what was put off shows that it goes on.
 const REST_MAX: Duration = Duration::from_secs(1);
-
-/// `f_type` of file systems that are RAM themselves.
-const TMPFS_MAGIC: i64 = 0x0102_1994;
-const RAMFS_MAGIC: i64 = 0x8584_58f6;
-
-/// A file that the user named.
-struct Named {
-    path: PathBuf,
-    /// Taken when the store gets it.
-    file: Mutex<Option<File>>,
-    /// It was not there before.
-    made: bool,
-}
-
-enum Place {
-    Nowhere,
-    /// A file without a name in this directory.
-    Folder(PathBuf),
-    Named(Named),
-}
 
 /// Why the file takes nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,9 +55,12 @@ impl Refusal {
     }
 }
 
-/// The spill file, opened or not.
+/// The spill file, opened or not, and the remote memory before it.
 pub struct SpillFile {
     place: Place,
+    remote: Option<RemoteTier>,
+    remote_notes: Arc<Notes>,
+    told_peers: AtomicU64,
     bytes_max: u64,
     plain: bool,
     faults: Option<SpillFaults>,
@@ -111,8 +91,9 @@ impl SpillFile {
             return Err(Error::own("--spill-writes: with --spill off nothing is written: leave out one of the two"));
         }
         let faults = options.spill_faults.as_ref();
-        let file = Self::examine(&options.spill, options.spill_plain, faults, options.spill_writes_per_day)?;
-        if options.progress && options.spill == Spill::Auto && matches!(file.place, Place::Nowhere) {
+        let remote = options.remote.as_ref();
+        let file = Self::examine(&options.spill, options.spill_plain, faults, options.spill_writes_per_day, remote)?;
+        if options.progress && options.spill == Spill::Auto && !file.is_anywhere() {
             eprintln!("tmem: no disk to spill to: what does not fit, compressed, stays in RAM");
         }
         Ok(file)
@@ -123,6 +104,7 @@ impl SpillFile {
         plain: bool,
         faults: Option<&SpillFaults>,
         writes_per_day: Option<u64>,
+        remote: Option<&Peers>,
     ) -> Result<SpillFile, Error> {
         let (place, bytes_max) = match spill {
             Spill::Off => (Place::Nowhere, 0),
@@ -142,8 +124,13 @@ impl SpillFile {
             }
             eprintln!("tmem: faults are injected into the spill file, as was asked for: {}", faults.text);
         }
+        let remote = remote.map(RemoteTier::connect).transpose().map_err(|e| Error::own(format!("--remote: {e}")))?;
+        let bytes_max = bytes_max + if remote.is_some() { RemoteTier::BYTES_MAX } else { 0 };
         Ok(SpillFile {
             place,
+            remote,
+            remote_notes: Arc::new(Notes::new(None)),
+            told_peers: AtomicU64::new(0),
             bytes_max,
             plain,
             faults: faults.cloned(),
@@ -167,7 +154,16 @@ impl SpillFile {
             let until = *self.rest_until.lock().unwrap_or_else(PoisonError::into_inner);
             until.is_some_and(|until| Instant::now() < until)
         };
-        !matches!(self.place, Place::Nowhere) && self.opened.get() != Some(&false) && !rests()
+        self.is_anywhere() && self.opened.get() != Some(&false) && !rests()
+    }
+
+    fn is_anywhere(&self) -> bool {
+        self.remote.is_some() || !matches!(self.place, Place::Nowhere)
+    }
+
+    /// What is noted of the tier that the store tries last.
+    fn last_notes(&self) -> &Notes {
+        if matches!(self.place, Place::Nowhere) { &self.remote_notes } else { &self.notes }
     }
 
     /// Has the store move its coldest zpages to the file, a write or so. Says how many bytes of RAM that took back. When the file
@@ -198,6 +194,7 @@ impl SpillFile {
         if let Some(refusal) = refusal {
             self.tell_refusal(refusal);
         }
+        self.tell_peers();
         self.steps.fetch_sub(1, Relaxed);
         let bytes = done.frames * tmem::PAGE_SIZE as u64;
         self.taken_back.fetch_add(bytes, Relaxed);
@@ -234,7 +231,7 @@ impl SpillFile {
             return Some(Refusal::Full);
         }
         // The store leaves the file alone for a while after each write that did not work.
-        self.notes.obstacle().as_ref().map(|obstacle| match obstacle {
+        self.last_notes().obstacle().as_ref().map(|obstacle| match obstacle {
             Obstacle::Budget => Refusal::PutOff,
             Obstacle::Failure { error, .. } if is_no_room(error) => Refusal::DiskFull,
             Obstacle::Failure { in_a_row: 1, .. } => Refusal::Failed,
@@ -258,36 +255,41 @@ impl SpillFile {
 
     /// Whether pages that go to the file need not be packed as densely as can be.
     pub fn is_fast(&self) -> bool {
-        self.notes.writes_are_cheap()
+        let first = if self.remote.is_some() { &self.remote_notes } else { &self.notes };
+        first.writes_are_cheap()
     }
 
     fn open(&self, store: &Store) -> bool {
         let add = |spill: tmem::Spill| store.add_spill(spill.flushed_after_gets()).map_err(io::Error::other);
-        let opened = match self.spill() {
-            Ok(None) => return false,
-            Ok(Some(spill)) => add(spill),
-            Err(error) => Err(error),
-        };
+        let opened = self.spills().and_then(|spills| {
+            let any = !spills.is_empty();
+            spills.into_iter().try_for_each(add).map(|()| any)
+        });
         if let Err(error) = &opened {
             self.stuck.store(true, Relaxed);
             self.tell(&format!("cannot be used ({error})"), "");
         }
-        opened.is_ok()
+        opened.unwrap_or(false)
     }
 
-    /// The file as a store takes it; nothing if there is no place for it.
-    fn spill(&self) -> io::Result<Option<tmem::Spill>> {
-        let tier = match &self.place {
-            Place::Nowhere => return Ok(None),
-            Place::Folder(folder) => FileTier::unnamed(folder)?,
-            Place::Named(named) => {
-                let file = named.file.lock().unwrap_or_else(PoisonError::into_inner).take();
-                FileTier::new(file.ok_or_else(|| io::Error::other("it was opened before"))?)
-            }
-        };
-        let watched = Watched { tier: self.with_faults(tier), notes: Arc::clone(&self.notes) };
-        let spill = tmem::Spill::new(watched, self.bytes_max);
-        Ok(Some(if self.plain { spill.plain() } else { spill }))
+    /// Where a store spills to, in the order in which it does.
+    fn spills(&self) -> io::Result<Vec<tmem::Spill>> {
+        let mut spills = Vec::new();
+        if let Some(remote) = &self.remote {
+            let watched = Watched { tier: Box::new(remote.clone()), notes: Arc::clone(&self.remote_notes) };
+            // Others are to have no key to it, whatever is said about the file.
+            spills.push(tmem::Spill::new(watched, RemoteTier::BYTES_MAX));
+        }
+        if let Some(tier) = self.place.open()? {
+            let watched = Watched { tier: self.with_faults(tier), notes: Arc::clone(&self.notes) };
+            let spill = tmem::Spill::new(watched, self.file_bytes_max());
+            spills.push(if self.plain { spill.plain() } else { spill });
+        }
+        Ok(spills)
+    }
+
+    fn file_bytes_max(&self) -> u64 {
+        self.bytes_max - if self.remote.is_some() { RemoteTier::BYTES_MAX } else { 0 }
     }
 
     fn with_faults(&self, tier: FileTier) -> Box<dyn Tier> {
@@ -301,7 +303,7 @@ impl SpillFile {
 
     fn tell_refusal(&self, refusal: Refusal) {
         match refusal {
-            Refusal::Full => self.tell(&format!("has reached its {} MiB", self.bytes_max >> 20), ""),
+            Refusal::Full => self.tell(&format!("has reached its {} MiB", self.file_bytes_max() >> 20), ""),
             Refusal::DiskFull | Refusal::Fails => {
                 if let Some(Obstacle::Failure { error, .. }) = &*self.notes.obstacle() {
                     self.tell(&format!("cannot be written ({error})"), " until it can be");
@@ -313,7 +315,7 @@ impl SpillFile {
                     let mib_per_day = self.notes.writes_left().bytes_per_day >> 20;
                     let wait = about(self.notes.time_until(STEP_BYTES).unwrap_or_default());
                     eprintln!(
-                        "tmem: the write budget of the spill file {self}, {mib_per_day} MiB a day, is used up for now: what does not \
+                        "tmem: the write budget of {self}, {mib_per_day} MiB a day, is used up for now: what does not \
                          fit stays in RAM; it goes on in {wait}"
                     );
                 }
@@ -321,10 +323,26 @@ impl SpillFile {
         }
     }
 
+    /// Says once of each peer that it is dead.
+    fn tell_peers(&self) {
+        let Some(figures) = self.remote_figures() else { return };
+        for (number, peer) in figures.peers.iter().enumerate() {
+            let is_news = || self.told_peers.fetch_or(1 << number, Relaxed) & (1 << number) == 0;
+            if peer.state == "dead" && is_news() {
+                let then = if figures.copies > 1 && figures.peers.len() > 1 {
+                    "what it had is copied from others"
+                } else {
+                    "nobody else has what it had: who needs that waits for up to a minute"
+                };
+                eprintln!("tmem: remote memory at {} does not answer: {then}", peer.name);
+            }
+        }
+    }
+
     /// Says once that the file does not do what it should.
     fn tell(&self, what: &str, until: &str) {
         if !self.told.swap(true, Relaxed) {
-            eprintln!("tmem: the spill file {self} {what}: what does not fit from now on stays in RAM{until}");
+            eprintln!("tmem: {self} {what}: what does not fit from now on stays in RAM{until}");
         }
     }
 
@@ -333,9 +351,24 @@ impl SpillFile {
         self.taken_back.load(Relaxed)
     }
 
-    /// What became of reads and writes so far.
+    /// What became of writes to the file so far.
     pub fn notes(&self) -> &Notes {
         &self.notes
+    }
+
+    /// Bytes that were read so far, from wherever they were.
+    pub fn read_bytes(&self) -> u64 {
+        self.notes.read_bytes() + self.remote_notes.read_bytes()
+    }
+
+    /// Attempts to read again what could not be read.
+    pub fn reads_retried(&self) -> u64 {
+        self.notes.reads_retried() + self.remote_notes.reads_retried()
+    }
+
+    /// Figures of remote memory, if there is any.
+    pub fn remote_figures(&self) -> Option<RemoteFigures> {
+        self.remote.as_ref().map(RemoteTier::figures)
     }
 
     /// Whether the file took nothing the last time: it is full, keeps failing, or has to wait for the write budget.
@@ -343,41 +376,42 @@ impl SpillFile {
         self.stuck.load(Relaxed)
     }
 
-    /// Removes what the user named and the end of the program leaves without use.
+    /// Removes what the end of the program leaves without use: the file that the user named, and what peers have.
     pub fn clear(&self) {
-        if let Place::Named(named) = &self.place
-            && !self.cleared.swap(true, Relaxed)
-        {
-            // Whoever has moved it meanwhile wants it.
-            let _ = if named.made {
-                fs::remove_file(&named.path)
-            } else {
-                OpenOptions::new().write(true).truncate(true).open(&named.path).map(drop)
-            };
+        if !self.cleared.swap(true, Relaxed) {
+            self.place.clear();
+            if let Some(remote) = &self.remote {
+                remote.clear();
+            }
         }
     }
 }
 
-/// The spill file of a store that is no supervisor's. What the user named is cleared when it is dropped.
+/// Where a store spills to that is no supervisor's. What the user named is cleared when it is dropped.
 pub struct StoreSpill {
     file: SpillFile,
 }
 
 impl StoreSpill {
-    /// Examines what `--spill` says.
+    /// Examines what `--spill` and `--remote` say.
     ///
     /// # Errors
-    /// When a file or directory that was named cannot be used.
-    pub fn prepare(spill: &Spill, plain: bool, faults: Option<&SpillFaults>) -> Result<StoreSpill, Error> {
-        SpillFile::examine(spill, plain, faults, None).map(|file| StoreSpill { file })
+    /// When a file or directory that was named cannot be used, or too few peers can.
+    pub fn prepare(
+        spill: &Spill,
+        plain: bool,
+        faults: Option<&SpillFaults>,
+        remote: Option<&Peers>,
+    ) -> Result<StoreSpill, Error> {
+        SpillFile::examine(spill, plain, faults, None, remote).map(|file| StoreSpill { file })
     }
 
-    /// The file, for [`Store::add_spill`]; nothing if there is no place for it. Can be had once.
+    /// What there is, for [`Store::add_spill`], in this order. Can be had once.
     ///
     /// # Errors
-    /// When it cannot be made.
-    pub fn open(&self) -> Result<Option<tmem::Spill>, Error> {
-        self.file.spill().map_err(|e| Error::own(format!("the spill file {} cannot be used: {e}", self.file)))
+    /// When the file cannot be made.
+    pub fn open(&self) -> Result<Vec<tmem::Spill>, Error> {
+        self.file.spills().map_err(|e| Error::own(format!("{} cannot be used: {e}", self.file)))
     }
 }
 
@@ -389,10 +423,9 @@ impl Drop for SpillFile {
 
 impl fmt::Display for SpillFile {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.place {
-            Place::Nowhere => f.write_str("(none)"),
-            Place::Folder(folder) => write!(f, "in {}", folder.display()),
-            Place::Named(named) => write!(f, "{}", named.path.display()),
+        match (&self.place, &self.remote) {
+            (Place::Nowhere, Some(remote)) => write!(f, "the remote memory at {remote}"),
+            (place, _) => place.fmt(f),
         }
     }
 }
@@ -411,115 +444,16 @@ fn about(time: Duration) -> String {
     }
 }
 
-/// Where a temporary file can be on a real disk, and how large it may grow.
-pub fn automatic_folder() -> Option<(PathBuf, u64)> {
-    let named = std::env::var_os("TMPDIR").map(PathBuf::from).filter(|folder| folder.is_absolute());
-    let working = std::env::current_dir().ok();
-    let folders = named.into_iter().chain([PathBuf::from("/var/tmp")]).chain(working).chain([PathBuf::from("/tmp")]);
-    folders.into_iter().find_map(|folder| usable_folder(&folder).ok().map(|bytes| (folder, bytes)))
-}
-
-fn at_path(path: &Path, bytes_max: Option<u64>) -> Result<(Place, u64), String> {
-    if let Some(bytes) = bytes_max.filter(|bytes| *bytes < BYTES_MIN) {
-        return Err(format!("{bytes} bytes are too few: {} MiB is the least that works", BYTES_MIN >> 20));
-    }
-    match fs::metadata(path) {
-        Ok(data) if data.is_dir() => {
-            let free = usable_folder(path)?;
-            Ok((Place::Folder(path.to_owned()), limited(bytes_max.unwrap_or(free))))
-        }
-        Ok(data) if !data.is_file() => Err("it is neither a directory nor a regular file: name one".to_owned()),
-        Ok(data) if data.len() > 0 => {
-            Err("the file exists and is not empty: remove it, or name another one".to_owned())
-        }
-        Ok(_) => named_file(path, false, bytes_max),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-            if !parent.is_dir() || path.as_os_str().as_bytes().ends_with(b"/") {
-                let missing = if parent.is_dir() { path } else { parent };
-                return Err(format!("there is no directory {}: make it, or name another one", missing.display()));
-            }
-            named_file(path, true, bytes_max)
-        }
-        Err(error) => Err(error.to_string()),
-    }
-}
-
-fn named_file(path: &Path, make: bool, bytes_max: Option<u64>) -> Result<(Place, u64), String> {
-    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let free = free_bytes(if make { parent } else { path })?;
-    let bytes_max = limited(bytes_max.unwrap_or(free / FREE_PART));
-    if bytes_max < BYTES_MIN {
-        return Err(too_little(bytes_max));
-    }
-    let mut options = OpenOptions::new();
-    options.read(true).write(true).create_new(make).mode(0o600);
-    let file = options.open(path).map_err(|error| format!("it cannot be opened for writing: {error}"))?;
-    if file.try_lock().is_err() {
-        return Err("another tmem uses it: name another file".to_owned());
-    }
-    let file = Mutex::new(Some(file));
-    Ok((Place::Named(Named { path: path.to_owned(), file, made: make }), bytes_max))
-}
-
-fn too_little(bytes: u64) -> String {
-    format!("it may take {} KiB there, too little: make room, or name another disk", bytes >> 10)
-}
-
-/// How large a file in this directory may grow, if it can be made.
-fn usable_folder(folder: &Path) -> Result<u64, String> {
-    let bytes = limited(free_bytes(folder)? / FREE_PART);
-    if bytes < BYTES_MIN {
-        return Err(too_little(bytes));
-    }
-    match FileTier::unnamed(folder) {
-        Ok(_) => Ok(bytes),
-        Err(error) => Err(format!("no file can be made in it: {error}")),
-    }
-}
-
-/// Bytes that are free where `path` lies.
-fn free_bytes(path: &Path) -> Result<u64, String> {
-    let name = CString::new(path.as_os_str().as_bytes()).map_err(|_| "it has a zero byte in its name".to_owned())?;
-    // SAFETY: an all-zero statfs is valid.
-    let mut data: libc::statfs = unsafe { std::mem::zeroed() };
-    // SAFETY: `name` ends with a zero byte, and `data` is a live local that the call fills.
-    if unsafe { libc::statfs(name.as_ptr(), &raw mut data) } != 0 {
-        return Err(io::Error::last_os_error().to_string());
-    }
-    if matches!(data.f_type, TMPFS_MAGIC | RAMFS_MAGIC) {
-        return Err("it is RAM itself (tmpfs), which would save nothing: name a directory on a disk".to_owned());
-    }
-    Ok(data.f_bavail * data.f_bsize as u64)
-}
-
-/// No more than this process may write: passing that limit would end it by a signal.
-fn limited(bytes: u64) -> u64 {
-    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-    // SAFETY: `limit` is a live local that the call fills.
-    match unsafe { libc::getrlimit(libc::RLIMIT_FSIZE, &raw mut limit) } {
-        0 => bytes.min(limit.rlim_cur),
-        _ => bytes,
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::fs;
+    use std::path::PathBuf;
     use std::thread;
 
     use tmem::testing::Random;
     use tmem::{Config, Fault, Key, MemoryTier, Page, PoolId, PoolKind, PoolOptions, Strike, TIER_BLOCK_BYTES};
 
     use super::*;
-
-    #[test]
-    fn memory_is_no_disk() {
-        if Path::new("/dev/shm").is_dir() {
-            assert!(usable_folder(Path::new("/dev/shm")).unwrap_err().contains("tmpfs"));
-            assert!(at_path(Path::new("/dev/shm/file"), Some(8 << 20)).is_err_and(|why| why.contains("tmpfs")));
-            assert!(!Path::new("/dev/shm/file").exists());
-        }
-    }
 
     fn options(path: PathBuf) -> Options {
         Options {
@@ -531,6 +465,7 @@ mod tests {
             spill_writes_per_day: None,
             spill_faults: None,
             metrics: None,
+            remote: None,
         }
     }
 
