@@ -4,6 +4,7 @@ mod alloc;
 mod disk;
 mod fits;
 mod race;
+mod remote;
 mod serve;
 mod spill;
 
@@ -33,6 +34,8 @@ pub enum Bench {
     Alloc(alloc::AllocArgs),
     /// `tmem disk` beside nbdkit's memory disks, zstd and malloc, under fio.
     Disk(disk::DiskArgs),
+    /// Programs that do not fit even compressed: remote memory beside a spill file.
+    Remote(remote::RemoteArgs),
     /// `tmem serve` beside Redis.
     Serve(serve::ServeArgs),
     /// The engine alone against the bare codec.
@@ -51,6 +54,7 @@ pub fn bench(bench: &Bench) -> anyhow::Result<()> {
         Bench::Spill(args) => spill::spill(args),
         Bench::Alloc(args) => alloc::alloc(args),
         Bench::Disk(args) => disk::disk(args),
+        Bench::Remote(args) => remote::remote(args),
         Bench::Serve(args) => serve::serve(args),
         Bench::Engine { args } => {
             project::run(project::cargo(&["bench", "--package", "tmem", "--bench", "engine", "--"]).args(args))

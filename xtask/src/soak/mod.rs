@@ -22,6 +22,9 @@ pub struct SoakArgs {
     /// Seconds for each fuzz target.
     #[arg(long, default_value_t = 300)]
     fuzz_seconds: u32,
+    /// Schedules of faults for remote memory.
+    #[arg(long, default_value_t = 200)]
+    schedules: u32,
     #[command(flatten)]
     sigkill: sigkill::SigkillArgs,
     #[command(flatten)]
@@ -41,6 +44,8 @@ enum Part {
     Sigkill,
     /// Clients of `tmem disk` are killed at random moments, and a file system on it is built in and checked.
     Disk,
+    /// Peers of remote memory fail, one after the other, by schedules from seeds: nothing may be lost.
+    Remote,
     /// Every fuzz target for a while.
     Fuzz,
 }
@@ -54,6 +59,7 @@ pub fn soak(args: &SoakArgs) -> anyhow::Result<()> {
             Part::Asan => address_sanitizer()?,
             Part::Sigkill => sigkill::sigkill(&args.sigkill)?,
             Part::Disk => disk::disk(&args.disk)?,
+            Part::Remote => remote(args.schedules)?,
             Part::Fuzz => fuzz(args.fuzz_seconds)?,
         }
     }
@@ -106,6 +112,11 @@ fn output(command: &mut Command) -> anyhow::Result<String> {
         bail!("{command:?} failed: {}", String::from_utf8_lossy(&output.stderr).trim());
     }
     String::from_utf8(output.stdout).context("not UTF-8")
+}
+
+fn remote(schedules: u32) -> anyhow::Result<()> {
+    let tests = ["test", "--package", "tmem-remote", "--release", "--test", "schedules", "--", "--nocapture"];
+    run(cargo(&tests).env("TMEM_SCHEDULES", schedules.to_string()))
 }
 
 fn fuzz(seconds: u32) -> anyhow::Result<()> {
