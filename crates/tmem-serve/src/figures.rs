@@ -7,6 +7,7 @@ figures! {
     Figures {
         seconds: f64, Gauge, "Seconds since the start of the server.";
         ram_bytes: u64, Gauge, "What `--ram`, or CONFIG SET maxmemory, says.";
+        withheld_bytes: u64, Gauge, "Of that, what is not taken at present because the machine itself is short of memory.";
         used_bytes: u64, Gauge, "What all of it takes at present: the store, tables, buffers of connections, the program's own.";
         store_bytes: u64, Gauge, "Of that, the store: packed pages, index, contexts.";
         table_bytes: u64, Gauge, "Of that, tables of keys and pages that are being filled, at most.";

@@ -11,6 +11,7 @@ mod commands;
 mod figures;
 mod glob;
 mod numbers;
+mod pressure;
 mod reply;
 mod resp;
 mod server;

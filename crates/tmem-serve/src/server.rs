@@ -17,6 +17,7 @@ use crate::Error;
 use crate::balance::{Balance, Looker};
 use crate::client::Registry;
 use crate::figures::{Figures, Snapshot};
+use crate::pressure::Machine;
 use crate::space::{Locked, RAM_BYTES_MIN, Space};
 use crate::worker::{self, Arrival, Worker};
 
@@ -217,6 +218,9 @@ fn keep_up(shared: &Shared) {
         looked = Instant::now();
         let counts = (shared.counters.commands.load(Relaxed), shared.counters.reads.load(Relaxed));
         shared.rebalance(looker.look(&shared.balance, counts));
+        if let Some(machine) = Machine::now() {
+            shared.space.note_machine(machine);
+        }
         shared.space.keep_up();
         store.maintain();
         pause = pause.saturating_sub(1);
@@ -268,6 +272,7 @@ impl Shared {
         Figures {
             seconds: self.started.elapsed().as_secs_f64(),
             ram_bytes: self.space.ram_bytes(),
+            withheld_bytes: self.space.withheld_bytes(),
             used_bytes: self.space.used_bytes(),
             store_bytes: stats.memory_bytes,
             table_bytes,

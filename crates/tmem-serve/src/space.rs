@@ -9,6 +9,7 @@ use std::hash::Hasher;
 use tmem::{PAGE_SIZE, PoolId, PoolKind, PoolOptions, Store};
 
 use crate::Error;
+use crate::pressure::Machine;
 use crate::shard::{Around, Full, Ground, Name, Shard};
 
 /// Locks: more than there will be threads.
@@ -28,6 +29,8 @@ pub struct Space {
     seed: [u8; 16],
     /// What everything may take.
     ram_bytes: AtomicU64,
+    /// What the machine has for it at this moment, however much that is.
+    lent_bytes: AtomicU64,
     /// What the program takes beside tables, buffers and the store.
     fixed_bytes: u64,
     /// Bytes of tables, at most.
@@ -78,6 +81,7 @@ impl Space {
             shards: (0..SHARDS).map(|number| Mutex::new(Shard::new(number))).collect(),
             seed,
             ram_bytes: AtomicU64::new(ram_bytes),
+            lent_bytes: AtomicU64::new(u64::MAX),
             fixed_bytes,
             tables: AtomicU64::new(0),
             buffers: AtomicU64::new(0),
@@ -108,6 +112,16 @@ impl Space {
         room
     }
 
+    /// Takes what the machine has at this moment into account.
+    pub fn note_machine(&self, machine: Machine) {
+        self.lent_bytes.store(machine.lends(self.used_bytes(), self.drops), Relaxed);
+    }
+
+    /// Bytes of what everything may take that the machine does not have at this moment.
+    pub fn withheld_bytes(&self) -> u64 {
+        self.ram_bytes().saturating_sub(self.lent_bytes.load(Relaxed))
+    }
+
     /// What everything takes at present.
     pub fn used_bytes(&self) -> u64 {
         self.store.memory_bytes() + self.beside_store()
@@ -119,7 +133,8 @@ impl Space {
 
     /// Gives the store what is left by everything else; makes it smaller for that, if it can.
     pub fn settle(&self) -> Result<(), Full> {
-        let left = self.ram_bytes().saturating_sub(self.beside_store());
+        let allowed = self.ram_bytes().min(self.lent_bytes.load(Relaxed));
+        let left = allowed.saturating_sub(self.beside_store());
         loop {
             let taken = self.store.memory_bytes();
             if taken <= left {
@@ -404,6 +419,39 @@ mod tests {
     #[test]
     fn what_may_be_dropped_is_whole_or_gone() {
         against_a_map(true);
+    }
+
+    /// A machine that is short of memory lends nothing more; what can be dropped is given back.
+    #[test]
+    fn a_machine_that_is_short_lends_nothing_more() {
+        const GIB: u64 = 1 << 30;
+        let machine = |available_bytes| Machine { total_bytes: 16 * GIB, available_bytes };
+        for drops in [false, true] {
+            let space = space(64 << 20, drops);
+            let mut random = Random::new(4);
+            let mut write = |from: u32, to: u32| {
+                let value =
+                    |random: &mut Random| (0..500).flat_map(|_| random.number().to_le_bytes()).collect::<Vec<_>>();
+                (from..to)
+                    .filter(|key| set(&space, 0, &key.to_le_bytes(), &value(&mut random), Expiry::At(0)).is_ok())
+                    .count()
+            };
+            assert_eq!(write(0, 4000), 4000);
+            let used = space.used_bytes();
+            space.note_machine(machine(GIB - (4 << 20)));
+            space.keep_up();
+            let written = write(4000, 6000);
+            if drops {
+                assert!(written == 2000 && space.used_bytes() <= used - (3 << 20), "{written} {}", space.used_bytes());
+            } else {
+                assert!(written < 400 && space.used_bytes() <= used + (2 << 20), "{written} {}", space.used_bytes());
+                assert!((0..4000_u32).all(|key| get(&space, 0, &key.to_le_bytes()).is_some()));
+            }
+            assert!(space.withheld_bytes() > 0);
+            space.note_machine(machine(8 * GIB));
+            space.keep_up();
+            assert_eq!((space.withheld_bytes(), write(6000, 7000)), (0, 1000));
+        }
     }
 
     /// Pages that have become sparse are taken apart: dead values do not fill the RAM.
