@@ -5,8 +5,10 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use redis::cluster::ClusterClient;
-use redis::{Client, ConnectionInfo, ConnectionLike, ErrorKind, Pipeline, ServerErrorKind, TlsCertificates, Value};
+use redis::cluster::{ClusterClient, ClusterConnection};
+use redis::{
+    Client, ConnectionInfo, ConnectionLike, ErrorKind, Pipeline, RedisResult, ServerErrorKind, TlsCertificates, Value,
+};
 
 use crate::Error;
 
@@ -56,7 +58,20 @@ enum Server {
     Cluster(ClusterClient),
 }
 
-type Link = Box<dyn ConnectionLike + Send>;
+enum Link {
+    One(redis::Connection),
+    Cluster(Box<ClusterConnection>),
+}
+
+/// A connection on which commands were sent; none, if they are still to be.
+struct Sent(Option<redis::Connection>);
+
+/// Values on their way.
+pub(crate) struct Storing {
+    sent: Sent,
+    packed: Vec<u8>,
+    values: usize,
+}
 
 #[derive(Default)]
 struct Health {
@@ -180,17 +195,46 @@ impl Peer {
                 let link = client.get_connection_with_timeout(CONNECT_TIMEOUT).map_err(away)?;
                 let timeout = Some(ANSWER_TIMEOUT);
                 link.set_read_timeout(timeout).and_then(|()| link.set_write_timeout(timeout)).map_err(away)?;
-                Ok(Box::new(link))
+                Ok(Link::One(link))
             }
-            Server::Cluster(client) => Ok(Box::new(client.get_connection().map_err(away)?)),
+            Server::Cluster(client) => Ok(Link::Cluster(Box::new(client.get_connection().map_err(away)?))),
         }
     }
 
     /// Sends commands whose keys lie in one slot and answers what it says to each. None of them may be wrong to repeat.
     fn ask(&self, commands: &Pipeline) -> Result<Vec<Value>, Failure> {
-        let asked = self.try_ask(commands);
+        let packed = commands.get_packed_pipeline();
+        let sent = self.send(&packed);
+        self.hear(sent, &packed, commands.len())
+    }
+
+    /// Sends commands on a connection that is there already, so that others can be asked while it answers.
+    fn send(&self, packed: &[u8]) -> Sent {
+        if matches!(self.server, Server::Cluster(_)) {
+            return Sent(None);
+        }
+        let Some(Link::One(mut link)) = lock(&self.idle).pop() else { return Sent(None) };
+        Sent(link.send_packed_command(packed).is_ok().then_some(link))
+    }
+
+    /// What it says to commands, which are sent now if they were not.
+    fn hear(&self, sent: Sent, packed: &[u8], count: usize) -> Result<Vec<Value>, Failure> {
+        let heard = match sent.0 {
+            None => self.try_ask(packed, count),
+            Some(mut link) => {
+                let answers = receive(&mut link, count);
+                match self.judge(answers, count, Link::One(link)) {
+                    // What was connected earlier may have been closed meanwhile. It would be as silent on another connection.
+                    Err((Failure::Away(_), false)) => {
+                        lock(&self.idle).clear();
+                        self.try_ask(packed, count)
+                    }
+                    judged => judged.map_err(|(why, _)| why),
+                }
+            }
+        };
         let mut health = lock(&self.health);
-        match &asked {
+        match &heard {
             Ok(_) => {
                 let full_until = health.full_until;
                 *health = Health { full_until, ..Health::default() };
@@ -203,11 +247,10 @@ impl Peer {
                 health.failing_since.get_or_insert_with(Instant::now);
             }
         }
-        asked
+        heard
     }
 
-    fn try_ask(&self, commands: &Pipeline) -> Result<Vec<Value>, Failure> {
-        let packed = commands.get_packed_pipeline();
+    fn try_ask(&self, packed: &[u8], count: usize) -> Result<Vec<Value>, Failure> {
         loop {
             let kept = lock(&self.idle).pop();
             let was_kept = kept.is_some();
@@ -215,32 +258,44 @@ impl Peer {
                 Some(link) => link,
                 None => self.connect()?,
             };
-            let why = match link.req_packed_commands(&packed, 0, commands.len()) {
-                Ok(answers) => match failure_in(&answers) {
-                    None if answers.len() == commands.len() => {
-                        let mut idle = lock(&self.idle);
-                        if idle.len() < IDLE_MAX {
-                            idle.push(link);
-                        }
-                        return Ok(answers);
-                    }
-                    None => Failure::Away("it gave another number of answers".to_owned()),
-                    Some(why) => why,
-                },
-                // It would be as silent on another connection.
-                Err(error) if error.is_timeout() => return Err(Failure::Away(error.to_string())),
-                Err(error) => Failure::Away(error.to_string()),
+            let answers = match &mut link {
+                Link::One(link) => link.send_packed_command(packed).and_then(|()| receive(link, count)),
+                Link::Cluster(link) => link.req_packed_commands(packed, 0, count),
             };
-            // What was connected earlier may have been closed meanwhile, and a cluster may have changed.
-            match why {
-                Failure::Away(_) if was_kept => lock(&self.idle).clear(),
-                why => return Err(why),
+            match self.judge(answers, count, link) {
+                // A cluster may have changed since it was connected.
+                Err((Failure::Away(_), false)) if was_kept => lock(&self.idle).clear(),
+                judged => return judged.map_err(|(why, _)| why),
+            }
+        }
+    }
+
+    /// Keeps the connection if the answers are whole. Otherwise says why not, and whether it was silence.
+    fn judge(&self, answers: RedisResult<Vec<Value>>, count: usize, link: Link) -> Result<Vec<Value>, (Failure, bool)> {
+        let answers = answers.map_err(|error| (Failure::Away(error.to_string()), error.is_timeout()))?;
+        match failure_in(&answers) {
+            Some(why) => Err((why, false)),
+            None if answers.len() != count => {
+                Err((Failure::Away("it gave another number of answers".to_owned()), false))
+            }
+            None => {
+                let mut idle = lock(&self.idle);
+                if idle.len() < IDLE_MAX {
+                    idle.push(link);
+                }
+                Ok(answers)
             }
         }
     }
 
     /// Stores values, each with its key, to live for a time.
     pub(crate) fn store(&self, values: &[(String, &[u8])], ttl: Duration) -> Result<(), Failure> {
+        let storing = self.begin_store(values, ttl);
+        self.end_store(storing)
+    }
+
+    /// Sends values to be stored, so that others can be sent them as well before they are waited for.
+    pub(crate) fn begin_store(&self, values: &[(String, &[u8])], ttl: Duration) -> Storing {
         let mut commands = Pipeline::with_capacity(values.len() + 1);
         for (key, bytes) in values {
             commands.cmd("SET").arg(key).arg(*bytes).arg("EX").arg(ttl.as_secs());
@@ -248,19 +303,23 @@ impl Peer {
         if self.replicas > 0 {
             commands.cmd("WAIT").arg(self.replicas).arg(REPLICAS_TIMEOUT.as_millis() as u64);
         }
-        let answers = match self.ask(&commands) {
-            Ok(answers) => answers,
-            Err(why) => {
-                if matches!(why, Failure::Full) {
-                    self.counters.refused_full.fetch_add(values.len() as u64, Relaxed);
-                }
-                return Err(why);
+        let packed = commands.get_packed_pipeline();
+        Storing { sent: self.send(&packed), packed, values: values.len() }
+    }
+
+    /// Waits until it says that it has what was sent.
+    pub(crate) fn end_store(&self, storing: Storing) -> Result<(), Failure> {
+        let Storing { sent, packed, values } = storing;
+        let count = values + usize::from(self.replicas > 0);
+        let answers = self.hear(sent, &packed, count).inspect_err(|why| {
+            if matches!(why, Failure::Full) {
+                self.counters.refused_full.fetch_add(values as u64, Relaxed);
             }
-        };
-        if !answers[..values.len()].iter().all(|answer| matches!(answer, Value::Okay)) {
+        })?;
+        if !answers[..values].iter().all(|answer| matches!(answer, Value::Okay)) {
             return Err(Failure::Away("it did not say that it stored a value".to_owned()));
         }
-        match answers.get(values.len()) {
+        match answers.get(values) {
             Some(Value::Int(replicas)) if (*replicas as usize) < self.replicas => {
                 Err(Failure::Away(format!("{replicas} replicas have it, {} should", self.replicas)))
             }
@@ -341,7 +400,11 @@ impl Peer {
 
     /// Asks once, of all primaries of a cluster. Has no part in its health.
     fn ask_all(&self, command: &redis::Cmd) -> Result<Value, Failure> {
-        let answer = self.connect()?.req_command(command).map_err(|error| Failure::Away(error.to_string()))?;
+        let answer = match self.connect()? {
+            Link::One(mut link) => link.req_command(command),
+            Link::Cluster(mut link) => link.req_command(command),
+        };
+        let answer = answer.map_err(|error| Failure::Away(error.to_string()))?;
         match failure_in(std::slice::from_ref(&answer)) {
             Some(why) => Err(why),
             None => Ok(answer),
@@ -488,6 +551,11 @@ impl Peer {
 
 fn not_understood() -> Failure {
     Failure::Refused("its answer is not understood".to_owned())
+}
+
+/// What comes, up to the first failure: redis-rs itself would wait for each of the others as long as for the first one.
+fn receive(link: &mut redis::Connection, count: usize) -> RedisResult<Vec<Value>> {
+    (0..count).map(|_| link.recv_response()).collect()
 }
 
 /// The first error among the answers, as what it means.

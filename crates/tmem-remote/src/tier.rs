@@ -334,7 +334,12 @@ impl Remote {
         let (mut written, mut tried): (PeerSet, PeerSet) = (0, 0);
         let mut why = None;
         while written.count_ones() < self.copies {
-            let Some(number) = self.choose(tried) else {
+            // All that are missing at once, so that they work at the same time.
+            let missing = (self.copies - written.count_ones()) as usize;
+            let chosen: Vec<usize> = std::iter::from_fn(|| self.choose(tried).inspect(|number| tried |= bit(*number)))
+                .take(missing)
+                .collect();
+            if chosen.len() < missing {
                 let done: Vec<Value> = values.iter().map(|(value, _)| Value { peers: written, ..*value }).collect();
                 // They were counted in when they were stored.
                 self.remove(&done);
@@ -344,18 +349,22 @@ impl Remote {
                     Failure::Away("too few peers can be reached".to_owned())
                 };
                 return Err(why.unwrap_or(none));
-            };
-            tried |= bit(number);
-            let peer = &self.peers[number];
-            match peer.store(&with_keys, TTL) {
-                Ok(()) => {
-                    written |= bit(number);
-                    values.iter().for_each(|(value, _)| peer.count_in(value.bytes()));
-                }
-                Err(failure) => {
-                    // It may have stored them all the same.
-                    peer.remove_later(values[0].0.region(), with_keys.iter().map(|(key, _)| key.clone()).collect());
-                    why = Some(failure);
+            }
+            let begin = |number: usize| (number, self.peers[number].begin_store(&with_keys, TTL));
+            let begun: Vec<_> = chosen.into_iter().map(begin).collect();
+            for (number, storing) in begun {
+                let peer = &self.peers[number];
+                match peer.end_store(storing) {
+                    Ok(()) => {
+                        written |= bit(number);
+                        values.iter().for_each(|(value, _)| peer.count_in(value.bytes()));
+                    }
+                    Err(failure) => {
+                        // It may have stored them all the same.
+                        let keys = with_keys.iter().map(|(key, _)| key.clone()).collect();
+                        peer.remove_later(values[0].0.region(), keys);
+                        why = Some(failure);
+                    }
                 }
             }
         }
