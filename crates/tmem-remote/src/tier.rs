@@ -74,7 +74,7 @@ pub(crate) struct Remote {
     pub(crate) ordered: Condvar,
 }
 
-/// Other machines' RAM as a [`Tier`]: see the [crate](crate). A clone is another handle of the same.
+/// Other machines' RAM as a [`Tier`]: see the [crate]. A clone is another handle of the same.
 ///
 /// A write over a part of what was written before drops the rest of that, up to 60 KiB; stores do not do that. What it knows of
 /// where everything lies takes about 50 bytes for each 60 KiB, and is not part of a store's budget. When the last handle is
