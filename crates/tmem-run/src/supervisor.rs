@@ -179,6 +179,7 @@ impl Supervisor {
             }
             self.drop_dead_spaces();
             self.find_children();
+            self.shared.spill.tell_peers();
             (self.refreshed, self.refreshing) = (Instant::now(), start.elapsed());
         }
         let shared = Arc::clone(&self.shared);

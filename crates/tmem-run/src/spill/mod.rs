@@ -198,7 +198,6 @@ impl SpillFile {
         if let Some(refusal) = refusal {
             self.tell_refusal(refusal);
         }
-        self.tell_peers();
         self.steps.fetch_sub(1, Relaxed);
         let bytes = done.frames * tmem::PAGE_SIZE as u64;
         self.taken_back.fetch_add(bytes, Relaxed);
@@ -328,7 +327,10 @@ impl SpillFile {
     }
 
     /// Says once of each peer that it is dead.
-    fn tell_peers(&self) {
+    pub fn tell_peers(&self) {
+        if self.opened.get() != Some(&true) {
+            return;
+        }
         let Some(figures) = self.remote_figures() else { return };
         for (number, peer) in figures.peers.iter().enumerate() {
             let is_news = || self.told_peers.fetch_or(1 << number, Relaxed) & (1 << number) == 0;
