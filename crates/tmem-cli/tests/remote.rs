@@ -193,6 +193,21 @@ fn a_partition_of_the_only_peer_is_waited_for() {
 }
 
 #[test]
+fn that_the_peers_are_full_is_said_once() {
+    let name = "that_the_peers_are_full_is_said_once";
+    if !can_run(name) || !redis_is_there() {
+        return;
+    }
+    let server = Server::start(&["--maxmemory", "24mb"]);
+    let peer = format!("redis://127.0.0.1:{}", server.port);
+    let outcome = remote(name, noise_for(96, 5), 40, &["--remote", &peer]);
+    assert_eq!(outcome.stdout_text(), "ok noise 5 rounds\n", "{}", outcome.stderr_text());
+    let said = outcome.stderr_text();
+    assert_eq!(said.matches("cannot be written (the peers are full)").count(), 1, "{said}");
+    assert!(figure(&outcome, "refused_full") > 0);
+}
+
+#[test]
 fn a_cluster_fails_over_under_a_program() {
     let name = "a_cluster_fails_over_under_a_program";
     if !can_run(name) || !redis_is_there() {

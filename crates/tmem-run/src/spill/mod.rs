@@ -6,6 +6,7 @@
 //! no name, so that nothing of it outlives us, however we end; one that the user named is removed again at the end.
 
 mod place;
+mod remote;
 
 use std::fmt;
 use std::io;
@@ -14,10 +15,11 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use tmem::{FaultyTier, FileTier, Reclaim, Short, Store, Tier};
-use tmem_remote::{Peers, RemoteFigures, RemoteTier};
+use tmem_remote::{Peers, RemoteFigures};
 
 pub use self::place::automatic_folder;
 use self::place::{BYTES_MIN, Place, at_path};
+use self::remote::Remote;
 use crate::error::Error;
 use crate::options::{Options, Spill, SpillFaults};
 use crate::watched::{Notes, Obstacle, Watched};
@@ -58,10 +60,8 @@ impl Refusal {
 /// The spill file, opened or not, and the remote memory before it.
 pub struct SpillFile {
     place: Place,
-    remote: Option<RemoteTier>,
-    remote_notes: Arc<Notes>,
-    told_peers: AtomicU64,
-    bytes_max: u64,
+    remote: Option<Remote>,
+    file_bytes_max: u64,
     plain: bool,
     faults: Option<SpillFaults>,
     /// Whether the store has it; set at the first need.
@@ -106,7 +106,7 @@ impl SpillFile {
         writes_per_day: Option<u64>,
         remote: Option<&Peers>,
     ) -> Result<SpillFile, Error> {
-        let (place, bytes_max) = match spill {
+        let (place, file_bytes_max) = match spill {
             Spill::Off => (Place::Nowhere, 0),
             Spill::Auto => {
                 automatic_folder().map_or((Place::Nowhere, 0), |(folder, bytes)| (Place::Folder(folder), bytes))
@@ -124,14 +124,12 @@ impl SpillFile {
             }
             eprintln!("tmem: faults are injected into the spill file, as was asked for: {}", faults.text);
         }
-        let remote = remote.map(RemoteTier::connect).transpose().map_err(|e| Error::own(format!("--remote: {e}")))?;
-        let bytes_max = bytes_max + if remote.is_some() { RemoteTier::BYTES_MAX } else { 0 };
+        let remote = remote.map(Remote::connect).transpose()?;
+        let bytes_max = file_bytes_max + Remote::bytes_max(remote.as_ref());
         Ok(SpillFile {
             place,
             remote,
-            remote_notes: Arc::new(Notes::new(None)),
-            told_peers: AtomicU64::new(0),
-            bytes_max,
+            file_bytes_max,
             plain,
             faults: faults.cloned(),
             opened: OnceLock::new(),
@@ -163,7 +161,10 @@ impl SpillFile {
 
     /// What is noted of the tier that the store tries last.
     fn last_notes(&self) -> &Notes {
-        if matches!(self.place, Place::Nowhere) { &self.remote_notes } else { &self.notes }
+        match &self.remote {
+            Some(remote) if matches!(self.place, Place::Nowhere) => &remote.notes,
+            _ => &self.notes,
+        }
     }
 
     /// Has the store move its coldest zpages to the file, a write or so. Says how many bytes of RAM that took back. When the file
@@ -209,7 +210,7 @@ impl SpillFile {
         let capacity = self.capacity.load(Relaxed);
         if refusal.is_none() && live_bytes > capacity + capacity / ROOMY_PART {
             // More was written than could be when the disk was full.
-            self.capacity.store(self.bytes_max, Relaxed);
+            self.capacity.store(self.file_bytes_max + Remote::bytes_max(self.remote.as_ref()), Relaxed);
         }
         let roomy = live_bytes < self.capacity.load(Relaxed) / ROOMY_PART * (ROOMY_PART - 1);
         self.roomy.store(roomy && refusal != Some(Refusal::Fails), Relaxed);
@@ -258,8 +259,7 @@ impl SpillFile {
 
     /// Whether pages that go to the file need not be packed as densely as can be.
     pub fn is_fast(&self) -> bool {
-        let first = if self.remote.is_some() { &self.remote_notes } else { &self.notes };
-        first.writes_are_cheap()
+        self.remote.as_ref().map_or(&self.notes, |remote| &remote.notes).writes_are_cheap()
     }
 
     fn open(&self, store: &Store) -> bool {
@@ -277,22 +277,13 @@ impl SpillFile {
 
     /// Where a store spills to, in the order in which it does.
     fn spills(&self) -> io::Result<Vec<tmem::Spill>> {
-        let mut spills = Vec::new();
-        if let Some(remote) = &self.remote {
-            let watched = Watched { tier: Box::new(remote.clone()), notes: Arc::clone(&self.remote_notes) };
-            // Others are to have no key to it, whatever is said about the file.
-            spills.push(tmem::Spill::new(watched, RemoteTier::BYTES_MAX));
-        }
+        let mut spills: Vec<_> = self.remote.iter().map(Remote::spill).collect();
         if let Some(tier) = self.place.open()? {
             let watched = Watched { tier: self.with_faults(tier), notes: Arc::clone(&self.notes) };
-            let spill = tmem::Spill::new(watched, self.file_bytes_max());
+            let spill = tmem::Spill::new(watched, self.file_bytes_max);
             spills.push(if self.plain { spill.plain() } else { spill });
         }
         Ok(spills)
-    }
-
-    fn file_bytes_max(&self) -> u64 {
-        self.bytes_max - if self.remote.is_some() { RemoteTier::BYTES_MAX } else { 0 }
     }
 
     fn with_faults(&self, tier: FileTier) -> Box<dyn Tier> {
@@ -306,9 +297,9 @@ impl SpillFile {
 
     fn tell_refusal(&self, refusal: Refusal) {
         match refusal {
-            Refusal::Full => self.tell(&format!("has reached its {} MiB", self.file_bytes_max() >> 20), ""),
+            Refusal::Full => self.tell(&format!("has reached its {} MiB", self.file_bytes_max >> 20), ""),
             Refusal::DiskFull | Refusal::Fails => {
-                if let Some(Obstacle::Failure { error, .. }) = &*self.notes.obstacle() {
+                if let Some(Obstacle::Failure { error, .. }) = &*self.last_notes().obstacle() {
                     self.tell(&format!("cannot be written ({error})"), " until it can be");
                 }
             }
@@ -328,20 +319,8 @@ impl SpillFile {
 
     /// Says once of each peer that it is dead.
     pub fn tell_peers(&self) {
-        if self.opened.get() != Some(&true) {
-            return;
-        }
-        let Some(figures) = self.remote_figures() else { return };
-        for (number, peer) in figures.peers.iter().enumerate() {
-            let is_news = || self.told_peers.fetch_or(1 << number, Relaxed) & (1 << number) == 0;
-            if peer.state == "dead" && is_news() {
-                let then = if figures.copies > 1 && figures.peers.len() > 1 {
-                    "what it had is copied from others"
-                } else {
-                    "nobody else has what it had: who needs that waits for up to a minute"
-                };
-                eprintln!("tmem: remote memory at {} does not answer: {then}", peer.name);
-            }
+        if let Some(remote) = self.remote.as_ref().filter(|_| self.opened.get() == Some(&true)) {
+            remote.tell_peers();
         }
     }
 
@@ -362,19 +341,23 @@ impl SpillFile {
         &self.notes
     }
 
+    fn all_notes(&self) -> impl Iterator<Item = &Notes> {
+        self.remote.iter().map(|remote| &*remote.notes).chain([&*self.notes])
+    }
+
     /// Bytes that were read so far, from wherever they were.
     pub fn read_bytes(&self) -> u64 {
-        self.notes.read_bytes() + self.remote_notes.read_bytes()
+        self.all_notes().map(Notes::read_bytes).sum()
     }
 
     /// Attempts to read again what could not be read.
     pub fn reads_retried(&self) -> u64 {
-        self.notes.reads_retried() + self.remote_notes.reads_retried()
+        self.all_notes().map(Notes::reads_retried).sum()
     }
 
     /// Figures of remote memory, if there is any.
     pub fn remote_figures(&self) -> Option<RemoteFigures> {
-        self.remote.as_ref().map(RemoteTier::figures)
+        self.remote.as_ref().map(|remote| remote.tier.figures())
     }
 
     /// Whether the file took nothing the last time: it is full, keeps failing, or has to wait for the write budget.
@@ -387,7 +370,7 @@ impl SpillFile {
         if !self.cleared.swap(true, Relaxed) {
             self.place.clear();
             if let Some(remote) = &self.remote {
-                remote.clear();
+                remote.tier.clear();
             }
         }
     }
@@ -430,7 +413,7 @@ impl Drop for SpillFile {
 impl fmt::Display for SpillFile {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match (&self.place, &self.remote) {
-            (Place::Nowhere, Some(remote)) => write!(f, "the remote memory at {remote}"),
+            (Place::Nowhere, Some(remote)) => write!(f, "the remote memory at {}", remote.tier),
             (place, _) => place.fmt(f),
         }
     }
