@@ -21,7 +21,7 @@ pub struct RemoteArgs {
     /// rediss-cluster:// use TLS; unix:PATH is a socket of this machine. USER:PASSWORD@ may stand before a host, but other users of this
     /// machine can read that: better is --remote-password-file. What is sent is encrypted with a key that is nowhere but in the memory of
     /// this tmem. When the peers are full, the rest goes where --spill says. Example: `--remote redis://10.0.0.2 --remote-password-file ~/.tmem`.
-    #[arg(long, value_name = "URL[,HOST...]", value_parser = peers)]
+    #[arg(long, value_name = "URL[,HOST...]")]
     pub remote: Option<Peers>,
     /// How many peers have to have each page: while one of them has it, no page is lost. 2 if there are two, else 1.
     ///
@@ -91,7 +91,7 @@ Examples:
 #[derive(Args, Debug)]
 pub struct DrainArgs {
     /// The peer, as in redis://10.0.0.2:6379: see --remote of `tmem run`.
-    #[arg(value_name = "URL", value_parser = peers)]
+    #[arg(value_name = "URL")]
     pub peer: Peers,
     /// Let it be given pages again.
     #[arg(long)]
@@ -135,8 +135,4 @@ pub fn remote(command: &RemoteCommand) -> anyhow::Result<()> {
         }
         thread::sleep(LOOK);
     }
-}
-
-fn peers(text: &str) -> Result<Peers, String> {
-    text.parse().map_err(|error: tmem_remote::Error| error.to_string())
 }

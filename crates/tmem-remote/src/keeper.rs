@@ -1,11 +1,13 @@
 //! The keeper: a thread that renews what lies with the peers, and sees to it that every value has its copies.
 
 use std::sync::PoisonError;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
-use crate::peer::Peer;
-use crate::tier::{MARK_TTL, Remote, TTL, bit};
-use crate::values::{PeerSet, Value};
+use crate::lock;
+use crate::peer::{Peer, State};
+use crate::tier::{MARK_TTL, Remote, TTL};
+use crate::values::{PeerSet, Value, bit, by_region, members};
 
 /// How often it looks whether the peers answer, and still have what they had.
 const PULSE: Duration = Duration::from_millis(250);
@@ -16,12 +18,12 @@ const RETRY: Duration = Duration::from_secs(1);
 
 /// Works until it is told to stop.
 pub(crate) fn run(remote: &Remote) {
-    let mut states: Vec<State> = remote.peers.iter().map(State::of).collect();
+    let mut states: Vec<State> = remote.peers.iter().map(worth).collect();
     let mut renewed = Instant::now();
     let mut look_at: Option<Instant> = None;
     loop {
         {
-            let orders = remote.orders.lock().unwrap_or_else(PoisonError::into_inner);
+            let orders = lock(&remote.orders);
             let orders = remote.ordered.wait_timeout_while(orders, PULSE, |orders| !orders.stop && !orders.look);
             let (mut orders, _) = orders.unwrap_or_else(PoisonError::into_inner);
             if orders.stop {
@@ -36,7 +38,7 @@ pub(crate) fn run(remote: &Remote) {
                 peer.remove_late();
             }
             let beat = if peer.may_be_asked() { peer.beat(&remote.mark(), MARK_TTL).ok() } else { None };
-            let state = State::of(peer);
+            let state = worth(peer);
             if std::mem::replace(&mut states[number], state) != state {
                 look_at.get_or_insert_with(Instant::now);
             }
@@ -59,44 +61,30 @@ pub(crate) fn run(remote: &Remote) {
     }
 }
 
-/// What a peer's copies are worth.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum State {
-    Up,
-    /// It may be back soon.
-    Away,
-    Dead,
-    Draining,
-}
-
-impl State {
-    fn of(peer: &Peer) -> Self {
-        match () {
-            () if peer.is_dead() => Self::Dead,
-            () if peer.is_failing() => Self::Away,
-            () if peer.is_draining() => Self::Draining,
-            () => Self::Up,
-        }
+/// What a peer's copies are worth: whether it takes more does not matter to those.
+fn worth(peer: &Peer) -> State {
+    match peer.state() {
+        State::Full => State::Up,
+        state => state,
     }
 }
 
 fn is_stopped(remote: &Remote) -> bool {
-    remote.orders.lock().unwrap_or_else(PoisonError::into_inner).stop
+    lock(&remote.orders).stop
 }
 
 /// Has everything that a peer has live on, and finds out what it does not have any more. Says whether it was asked for all of it.
 fn renew(remote: &Remote, number: usize) -> bool {
     let peer = &remote.peers[number];
     for part in remote.values.parts() {
-        for same in part.chunk_by(|one, next| one.region() == next.region()) {
-            let of_peer: Vec<&Value> = same.iter().filter(|value| value.peers & bit(number) != 0).collect();
+        for same in by_region(&part) {
+            let (of_peer, keys) = remote.lying_at(number, same);
             if of_peer.is_empty() {
                 continue;
             }
             if !peer.may_be_asked() || is_stopped(remote) {
                 return false;
             }
-            let keys: Vec<String> = of_peer.iter().map(|value| remote.key(value)).collect();
             let Ok(there) = peer.renew(&keys, TTL) else { return false };
             for (value, _) in of_peer.iter().zip(there).filter(|(_, there)| !there) {
                 remote.note_lost(value, number);
@@ -122,11 +110,8 @@ fn look(remote: &Remote) -> bool {
 
 /// Peers of a set whose copies are there to stay.
 fn safe(remote: &Remote, peers: PeerSet) -> PeerSet {
-    let counts = |number: &usize| {
-        let peer = &remote.peers[*number];
-        peers & bit(*number) != 0 && !peer.is_dead() && !peer.is_draining()
-    };
-    (0..remote.peers.len()).filter(counts).fold(0, |set, number| set | bit(number))
+    let stays = |number: &usize| !remote.peers[*number].is_dead() && !remote.peers[*number].is_draining();
+    members(peers).filter(stays).fold(0, |set, number| set | bit(number))
 }
 
 /// Makes copies of a value that are missing, and removes those that are too many. Says whether it has what it should have.
@@ -151,19 +136,18 @@ fn tend(remote: &Remote, mut value: Value) -> bool {
 fn superfluous(remote: &Remote, peers: PeerSet) -> Option<usize> {
     let safe = safe(remote, peers);
     let unsafe_ones = peers & !safe;
-    let one_of = |set: PeerSet| (0..remote.peers.len()).filter(move |number| set & bit(*number) != 0);
     if safe.count_ones() >= remote.copies && unsafe_ones != 0 {
-        return one_of(unsafe_ones).next();
+        return members(unsafe_ones).next();
     }
     let too_many = safe.count_ones() > remote.copies;
-    too_many.then(|| one_of(safe).max_by_key(|number| remote.peers[*number].bytes())).flatten()
+    too_many.then(|| members(safe).max_by_key(|number| remote.peers[*number].bytes())).flatten()
 }
 
 /// Copies a value from a peer that has it to one that does not: which one.
 fn copy(remote: &Remote, value: &Value) -> Option<usize> {
     let to = remote.choose(value.peers)?;
-    let has = |number: &usize| value.peers & bit(*number) != 0 && remote.peers[*number].may_be_asked();
-    let bytes = (0..remote.peers.len()).filter(has).find_map(|number| remote.load_whole(value, number).ok())?;
+    let mut from = members(value.peers).filter(|number| remote.peers[*number].may_be_asked());
+    let bytes = from.find_map(|number| remote.load_whole(value, number).ok())?;
     let peer = &remote.peers[to];
     // It may have had this value before, and be to remove it.
     if !peer.remove_late() {
@@ -174,7 +158,7 @@ fn copy(remote: &Remote, value: &Value) -> Option<usize> {
         return None;
     }
     peer.count_in(value.bytes());
-    remote.counters.replicated.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+    remote.counters.replicated.fetch_add(1, Relaxed);
     if !remote.values.set_peers(value, |peers| peers | bit(to)) {
         // It was written over or given up meanwhile.
         peer.count_out(value.bytes());

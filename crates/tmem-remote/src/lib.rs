@@ -11,6 +11,8 @@
 
 #![forbid(unsafe_code)]
 
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
 mod address;
 mod keeper;
 mod peer;
@@ -20,6 +22,11 @@ mod values;
 pub use address::Peers;
 pub use peer::PeerFigures;
 pub use tier::{RemoteFigures, RemoteTier, drain, values_left};
+
+/// Locks what stays right whatever a thread that panicked was about.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// What can go wrong with remote memory, in one line that says what to do.
 #[derive(Debug, thiserror::Error)]

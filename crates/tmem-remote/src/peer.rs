@@ -1,8 +1,8 @@
 //! One peer: connections to it, whether it can be asked, and what it was asked and answered so far.
 
 use std::ops::Range;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use redis::cluster::{ClusterClient, ClusterConnection};
@@ -10,7 +10,7 @@ use redis::{
     Client, ConnectionInfo, ConnectionLike, ErrorKind, Pipeline, RedisResult, ServerErrorKind, TlsCertificates, Value,
 };
 
-use crate::Error;
+use crate::{Error, lock};
 
 /// How long a peer may take to accept a connection, and be silent while an answer is due.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
@@ -91,6 +91,17 @@ struct Counters {
     refused_full: AtomicU64,
 }
 
+/// What is to be expected of a peer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum State {
+    Up,
+    Full,
+    Draining,
+    /// It may be back soon.
+    Away,
+    Dead,
+}
+
 /// Figures of one peer.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PeerFigures {
@@ -123,10 +134,6 @@ pub(crate) struct Peer {
     health: Mutex<Health>,
     draining: AtomicBool,
     counters: Counters,
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Peer {
@@ -182,6 +189,11 @@ impl Peer {
         &self.name
     }
 
+    /// A failure of it, for the user.
+    pub(crate) fn error(&self, failure: &Failure) -> Error {
+        Error(format!("{}: {}", self.name, failure.text()))
+    }
+
     fn connect(&self) -> Result<Link, Failure> {
         let away = |error: redis::RedisError| match error.kind() {
             ErrorKind::AuthenticationFailed | ErrorKind::InvalidClientConfig => Failure::Refused(error.to_string()),
@@ -219,20 +231,7 @@ impl Peer {
 
     /// What it says to commands, which are sent now if they were not.
     fn hear(&self, sent: Sent, packed: &[u8], count: usize) -> Result<Vec<Value>, Failure> {
-        let heard = match sent.0 {
-            None => self.try_ask(packed, count),
-            Some(mut link) => {
-                let answers = receive(&mut link, count);
-                match self.judge(answers, count, Link::One(link)) {
-                    // What was connected earlier may have been closed meanwhile. It would be as silent on another connection.
-                    Err((Failure::Away(_), false)) => {
-                        lock(&self.idle).clear();
-                        self.try_ask(packed, count)
-                    }
-                    judged => judged.map_err(|(why, _)| why),
-                }
-            }
-        };
+        let heard = self.try_hear(sent, packed, count);
         let mut health = lock(&self.health);
         match &heard {
             Ok(_) => {
@@ -250,20 +249,25 @@ impl Peer {
         heard
     }
 
-    fn try_ask(&self, packed: &[u8], count: usize) -> Result<Vec<Value>, Failure> {
+    fn try_hear(&self, sent: Sent, packed: &[u8], count: usize) -> Result<Vec<Value>, Failure> {
+        let mut sent = sent.0;
         loop {
-            let kept = lock(&self.idle).pop();
-            let was_kept = kept.is_some();
-            let mut link = match kept {
-                Some(link) => link,
-                None => self.connect()?,
-            };
-            let answers = match &mut link {
-                Link::One(link) => link.send_packed_command(packed).and_then(|()| receive(link, count)),
-                Link::Cluster(link) => link.req_packed_commands(packed, 0, count),
+            let (answers, link, was_kept) = match sent.take() {
+                Some(mut link) => (receive(&mut link, count), Link::One(link), true),
+                None => {
+                    let kept = lock(&self.idle).pop();
+                    let was_kept = kept.is_some();
+                    let mut link = kept.map_or_else(|| self.connect(), Ok)?;
+                    let answers = match &mut link {
+                        Link::One(link) => link.send_packed_command(packed).and_then(|()| receive(link, count)),
+                        Link::Cluster(link) => link.req_packed_commands(packed, 0, count),
+                    };
+                    (answers, link, was_kept)
+                }
             };
             match self.judge(answers, count, link) {
-                // A cluster may have changed since it was connected.
+                // What was connected earlier may have been closed meanwhile, and a cluster may have changed. Who is silent would
+                // be so on another connection.
                 Err((Failure::Away(_), false)) if was_kept => lock(&self.idle).clear(),
                 judged => return judged.map_err(|(why, _)| why),
             }
@@ -279,12 +283,17 @@ impl Peer {
                 Err((Failure::Away("it gave another number of answers".to_owned()), false))
             }
             None => {
-                let mut idle = lock(&self.idle);
-                if idle.len() < IDLE_MAX {
-                    idle.push(link);
-                }
+                self.keep(link);
                 Ok(answers)
             }
+        }
+    }
+
+    /// Keeps a connection for who asks next.
+    fn keep(&self, link: Link) {
+        let mut idle = lock(&self.idle);
+        if idle.len() < IDLE_MAX {
+            idle.push(link);
         }
     }
 
@@ -398,16 +407,20 @@ impl Peer {
         self.store(&[(mark.to_owned(), b"")], ttl)
     }
 
-    /// Asks once, of all primaries of a cluster. Has no part in its health.
+    /// Asks once, on a connection of its own, and all primaries of a cluster. Has no part in its health.
     fn ask_all(&self, command: &redis::Cmd) -> Result<Value, Failure> {
-        let answer = match self.connect()? {
-            Link::One(mut link) => link.req_command(command),
-            Link::Cluster(mut link) => link.req_command(command),
+        let mut link = self.connect()?;
+        let answer = match &mut link {
+            Link::One(link) => link.req_command(command),
+            Link::Cluster(link) => link.req_command(command),
         };
         let answer = answer.map_err(|error| Failure::Away(error.to_string()))?;
         match failure_in(std::slice::from_ref(&answer)) {
             Some(why) => Err(why),
-            None => Ok(answer),
+            None => {
+                self.keep(link);
+                Ok(answer)
+            }
         }
     }
 
@@ -463,8 +476,8 @@ impl Peer {
             other => return other,
         }
         // It has no room for these few bytes, so it is given some for a moment.
-        let limit = || self.ask_all(redis::cmd("CONFIG").arg("GET").arg("maxmemory"));
-        let Value::Array(pair) = limit()? else { return Err(Failure::Full) };
+        let limit = self.ask_all(redis::cmd("CONFIG").arg("GET").arg("maxmemory"))?;
+        let Value::Array(pair) = limit else { return Err(Failure::Full) };
         let Some(Value::BulkString(bytes)) = pair.get(1) else { return Err(Failure::Full) };
         let bytes: u64 = String::from_utf8_lossy(bytes).parse().map_err(|_| Failure::Full)?;
         let set_limit = |bytes: u64| self.ask_all(redis::cmd("CONFIG").arg("SET").arg("maxmemory").arg(bytes));
@@ -478,9 +491,9 @@ impl Peer {
     pub(crate) fn values_of_all(&self) -> Result<u64, Failure> {
         let (mut count, mut cursor) = (0, b"0".to_vec());
         loop {
-            let mut scan = redis::cmd("SCAN");
-            let answer = self.ask_all(scan.arg(&cursor).arg("MATCH").arg("tmem:{*}?*").arg("COUNT").arg(1000))?;
-            let Value::Array(parts) = answer else { return Err(not_understood()) };
+            let mut commands = Pipeline::with_capacity(1);
+            commands.cmd("SCAN").arg(&cursor).arg("MATCH").arg("tmem:{*}?*").arg("COUNT").arg(1000);
+            let Some(Value::Array(parts)) = self.ask(&commands)?.pop() else { return Err(not_understood()) };
             let [Value::BulkString(next), Value::Array(keys)] = parts.as_slice() else { return Err(not_understood()) };
             count += keys.len() as u64;
             if next == b"0" {
@@ -525,14 +538,24 @@ impl Peer {
         self.counters.damaged.fetch_add(1, Relaxed);
     }
 
+    pub(crate) fn state(&self) -> State {
+        match () {
+            () if self.is_dead() => State::Dead,
+            () if self.is_failing() => State::Away,
+            () if self.is_draining() => State::Draining,
+            () if self.is_full() => State::Full,
+            () => State::Up,
+        }
+    }
+
     /// Figures of one that keeps so many copies of each value.
     pub(crate) fn figures(&self, copies: u64) -> PeerFigures {
-        let state = match () {
-            () if self.is_dead() => "dead",
-            () if self.is_failing() => "away",
-            () if self.is_draining() => "draining",
-            () if self.is_full() => "full",
-            () => "up",
+        let state = match self.state() {
+            State::Up => "up",
+            State::Full => "full",
+            State::Draining => "draining",
+            State::Away => "away",
+            State::Dead => "dead",
         };
         let get = |counter: &AtomicU64| counter.load(Relaxed);
         let Counters { values, bytes, failures, damaged, lost, refused_full } = &self.counters;

@@ -3,18 +3,18 @@
 use std::io;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, OnceLock};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use tmem::{TIER_BLOCK_BYTES, Tier};
 use xxhash_rust::xxh3::xxh3_64;
 
-use crate::Error;
 use crate::address::Peers;
 use crate::keeper;
 use crate::peer::{Failure, Peer, PeerFigures};
-use crate::values::{PeerSet, REGION_BLOCKS, Value, Values, cut};
+use crate::values::{PeerSet, REGION_BLOCKS, Value, Values, bit, by_region, cut, members};
+use crate::{Error, lock};
 
 /// How long values live that nobody renews.
 pub(crate) const TTL: Duration = Duration::from_secs(600);
@@ -90,10 +90,6 @@ struct Owner {
     keeper: OnceLock<JoinHandle<()>>,
 }
 
-pub(crate) fn bit(peer: usize) -> PeerSet {
-    1 << peer
-}
-
 fn block_range(offset: u64, bytes: usize) -> Range<u64> {
     const BLOCK: u64 = TIER_BLOCK_BYTES as u64;
     offset / BLOCK..(offset + bytes as u64) / BLOCK
@@ -112,7 +108,7 @@ impl RemoteTier {
         let nodes = peers.connections();
         let (all, replicas) = if peers.is_cluster {
             let cluster = Peer::cluster(nodes, tls.as_ref())?;
-            let replicas = replicas(&cluster)?;
+            let replicas = cluster.replicas().map_err(|failure| cluster.error(&failure))?;
             (vec![cluster], replicas)
         } else {
             (nodes.into_iter().map(|node| Peer::one(node, tls.as_ref())).collect::<Result<Vec<_>, _>>()?, 0)
@@ -130,7 +126,7 @@ impl RemoteTier {
             match examine(peer, &mark) {
                 Ok(()) => {}
                 Err(Failure::Away(why)) => away.push(format!("{}: {why}", peer.name())),
-                Err(why) => return Err(Error(format!("{}: {}", peer.name(), why.text()))),
+                Err(why) => return Err(peer.error(&why)),
             }
         }
         if all.len() - away.len() < copies {
@@ -166,6 +162,12 @@ impl RemoteTier {
         }
     }
 
+    /// Peers that have not answered for long, each with its number in the order in which they were named.
+    pub fn dead_peers(&self) -> impl Iterator<Item = (usize, &str)> {
+        let peers = self.owner.remote.peers.iter().enumerate();
+        peers.filter(|(_, peer)| peer.is_dead()).map(|(number, peer)| (number, peer.name()))
+    }
+
     /// Removes everything from the peers, for good: when nobody will read it any more, but the handles live on. Takes up to 5 s.
     pub fn clear(&self) {
         self.owner.remote.clear();
@@ -179,7 +181,7 @@ impl RemoteTier {
 /// When it cannot be reached, or is a cluster, which moves what its nodes have itself.
 pub fn drain(peer: &Peers, undo: bool) -> Result<(), Error> {
     let peer = only_one(peer)?;
-    peer.order_drain(!undo).map_err(|failure| Error(format!("{}: {}", peer.name(), failure.text())))
+    peer.order_drain(!undo).map_err(|failure| peer.error(&failure))
 }
 
 /// How many values a peer has, of all owners together.
@@ -188,7 +190,7 @@ pub fn drain(peer: &Peers, undo: bool) -> Result<(), Error> {
 /// As of [`drain`].
 pub fn values_left(peer: &Peers) -> Result<u64, Error> {
     let peer = only_one(peer)?;
-    peer.values_of_all().map_err(|failure| Error(format!("{}: {}", peer.name(), failure.text())))
+    peer.values_of_all().map_err(|failure| peer.error(&failure))
 }
 
 fn only_one(peers: &Peers) -> Result<Peer, Error> {
@@ -211,12 +213,6 @@ impl std::fmt::Display for RemoteTier {
         let names: Vec<_> = self.owner.remote.peers.iter().map(Peer::name).collect();
         f.write_str(&names.join(", "))
     }
-}
-
-/// How many replicas each part of a cluster has, at least.
-fn replicas(cluster: &Peer) -> Result<usize, Error> {
-    let unfit = |why: &str| Error(format!("{}: {why}", cluster.name()));
-    cluster.replicas().map_err(|failure| unfit(failure.text()))
 }
 
 /// Whether a peer keeps what it is given.
@@ -251,7 +247,7 @@ impl Remote {
 
     /// Has the keeper look at all values.
     pub(crate) fn order_look(&self) {
-        self.orders.lock().unwrap_or_else(PoisonError::into_inner).look = true;
+        lock(&self.orders).look = true;
         self.ordered.notify_all();
     }
 
@@ -263,11 +259,10 @@ impl Remote {
 
     /// Removes values from the peers that have them.
     pub(crate) fn remove(&self, values: &[Value]) {
-        for same in values.chunk_by(|one, next| one.region() == next.region()) {
+        for same in by_region(values) {
             for (number, peer) in self.peers.iter().enumerate() {
-                let of_peer: Vec<&Value> = same.iter().filter(|value| value.peers & bit(number) != 0).collect();
+                let (of_peer, keys) = self.lying_at(number, same);
                 of_peer.iter().for_each(|value| peer.count_out(value.bytes()));
-                let keys: Vec<String> = of_peer.iter().map(|value| self.key(value)).collect();
                 if !keys.is_empty() {
                     peer.remove(same[0].region(), keys);
                 }
@@ -275,12 +270,24 @@ impl Remote {
         }
     }
 
+    /// Those of some values that a peer has, and their keys.
+    pub(crate) fn lying_at<'a>(&self, number: usize, values: &'a [Value]) -> (Vec<&'a Value>, Vec<String>) {
+        values.iter().filter(|value| value.is_at(number)).map(|value| (value, self.key(value))).unzip()
+    }
+
     /// A peer does not have a value any more.
     pub(crate) fn note_lost(&self, value: &Value, number: usize) {
-        if self.give_up(value, number, |_| true) {
+        self.lose(value, number, |_| true);
+    }
+
+    /// What a peer has of a value is no good, if the rest will do. Says whether it was given up.
+    fn lose(&self, value: &Value, number: usize, rest_will_do: impl FnOnce(PeerSet) -> bool) -> bool {
+        let lost = self.give_up(value, number, rest_will_do);
+        if lost {
             self.peers[number].count_lost();
             self.order_look();
         }
+        lost
     }
 
     /// Forgets that a peer has a value, if it does and the rest will do. Says whether it was so.
@@ -299,7 +306,7 @@ impl Remote {
 
     /// Ends the keeper's work and removes everything. What cannot be removed in time goes by itself.
     fn clear(&self) {
-        self.orders.lock().unwrap_or_else(PoisonError::into_inner).stop = true;
+        lock(&self.orders).stop = true;
         self.ordered.notify_all();
         let end = Instant::now() + CLEAR_TIMEOUT;
         for part in self.values.parts().take_while(|_| Instant::now() < end) {
@@ -428,20 +435,17 @@ impl Remote {
 
     /// Which of some peers to read from: one that works, that is not in `not`.
     fn best_of(&self, some: PeerSet, not: PeerSet) -> Option<usize> {
-        let fit = |number: &usize| some & bit(*number) != 0 && self.peers[*number].may_be_asked();
         let rank = |number: &usize| (not & bit(*number) != 0, self.peers[*number].is_failing());
-        (0..self.peers.len()).filter(fit).min_by_key(rank)
+        members(some).filter(|number| self.peers[*number].may_be_asked()).min_by_key(rank)
     }
 
     /// Gives up what some peers have of these blocks if it is not what was written, and others have it as well.
     fn suspect(&self, blocks: &Range<u64>, peers: PeerSet) {
         for value in self.values.covering(blocks).unwrap_or_default() {
-            for number in (0..self.peers.len()).filter(|number| value.peers & peers & bit(*number) != 0) {
+            for number in members(value.peers & peers) {
                 let damaged = matches!(self.load_whole(&value, number), Err(Failure::Refused(_)));
-                if damaged && self.give_up(&value, number, |rest| rest != 0) {
-                    self.peers[number].count_lost();
+                if damaged && self.lose(&value, number, |rest| rest != 0) {
                     self.peers[number].remove(value.region(), vec![self.key(&value)]);
-                    self.order_look();
                 }
             }
         }

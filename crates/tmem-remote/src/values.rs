@@ -2,9 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 
 use tmem::TIER_BLOCK_BYTES;
+
+use crate::lock;
 
 /// Keys of a region hash to one slot of a cluster, so that several of them can be asked for together.
 pub(crate) const REGION_BLOCKS: u64 = (1 << 20) / TIER_BLOCK_BYTES as u64;
@@ -14,6 +16,15 @@ const SHARDS: usize = 64;
 
 /// A set of peers, as bits.
 pub(crate) type PeerSet = u8;
+
+pub(crate) fn bit(peer: usize) -> PeerSet {
+    1 << peer
+}
+
+/// The peers of a set.
+pub(crate) fn members(set: PeerSet) -> impl Iterator<Item = usize> {
+    (0..PeerSet::BITS as usize).filter(move |peer| set & bit(*peer) != 0)
+}
 
 /// One value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,6 +52,15 @@ impl Value {
     pub(crate) fn region(&self) -> u64 {
         self.start / REGION_BLOCKS
     }
+
+    pub(crate) fn is_at(&self, peer: usize) -> bool {
+        self.peers & bit(peer) != 0
+    }
+}
+
+/// Values that are next to each other, by region: only what is in one can be asked for together.
+pub(crate) fn by_region(values: &[Value]) -> impl Iterator<Item = &[Value]> {
+    values.chunk_by(|one, next| one.region() == next.region())
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -93,7 +113,7 @@ impl Values {
 
     fn shard(&self, start: u64) -> MutexGuard<'_, Shard> {
         let number = (start / REGION_BLOCKS) as usize % SHARDS;
-        self.shards[number].lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.shards[number])
     }
 
     /// The values that hold these blocks, in order; nothing if one of the blocks is in none of them.
@@ -147,12 +167,12 @@ impl Values {
 
     /// How many there are.
     pub(crate) fn len(&self) -> usize {
-        self.shards.iter().map(|shard| shard.lock().unwrap_or_else(PoisonError::into_inner).len()).sum()
+        self.shards.iter().map(|shard| lock(shard).len()).sum()
     }
 
     /// All values, a part of them at a time.
     pub(crate) fn parts(&self) -> impl Iterator<Item = Vec<Value>> {
-        self.shards.iter().map(|shard| shard.lock().unwrap_or_else(PoisonError::into_inner).iter().map(value).collect())
+        self.shards.iter().map(|shard| lock(shard).iter().map(value).collect())
     }
 }
 
