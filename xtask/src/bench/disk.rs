@@ -12,8 +12,8 @@ use serde::Serialize;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use super::Machine;
 use super::alloc::samples;
+use super::{Machine, write_json};
 use crate::measure::median;
 use crate::process_tree::rss_bytes;
 use crate::table::{Table, mib};
@@ -141,13 +141,8 @@ pub fn disk(args: &DiskArgs) -> anyhow::Result<()> {
     for ((name, filled), end) in names.iter().zip(&filled_bytes).zip(&end_bytes) {
         println!("{name:<14} RAM {} filled with the pages, {} at the end", mib(*filled), mib(*end));
     }
-    if let Some(path) = &args.json {
-        let results =
-            Results { machine, data_bytes, servers: names.to_vec(), filled_bytes, end_bytes, cases: measured };
-        std::fs::write(path, serde_json::to_vec_pretty(&results)?)
-            .with_context(|| format!("cannot write {}", path.display()))?;
-    }
-    Ok(())
+    let results = Results { machine, data_bytes, servers: names.to_vec(), filled_bytes, end_bytes, cases: measured };
+    write_json(args.json.as_deref(), &results)
 }
 
 /// Writes the pages to a file, and says how many bytes they are.

@@ -14,6 +14,7 @@ use std::process::Command;
 use std::str::FromStr;
 use std::time::Duration;
 
+use anyhow::Context;
 use clap::Subcommand;
 use serde::Serialize;
 
@@ -60,6 +61,13 @@ pub fn bench(bench: &Bench) -> anyhow::Result<()> {
             project::run(project::cargo(&["bench", "--package", "tmem", "--bench", "engine", "--"]).args(args))
         }
     }
+}
+
+/// Writes all figures to a file, if one was named.
+fn write_json(path: Option<&Path>, figures: &impl Serialize) -> anyhow::Result<()> {
+    let Some(path) = path else { return Ok(()) };
+    let text = serde_json::to_string_pretty(figures)?;
+    std::fs::write(path, text + "\n").with_context(|| format!("cannot write {}", path.display()))
 }
 
 /// A run that takes longer than this is ended and counts as not finished.

@@ -2,11 +2,10 @@
 
 use std::path::PathBuf;
 
-use anyhow::Context;
 use clap::Args;
 use serde::Serialize;
 
-use super::{Fraction, Machine, run_natively, run_under_kernel, run_under_tmem};
+use super::{Fraction, Machine, run_natively, run_under_kernel, run_under_tmem, write_json};
 use crate::kernel_swap::Backing;
 use crate::measure::{Measured, median};
 use crate::project;
@@ -99,11 +98,7 @@ pub fn race(args: &RaceArgs) -> anyhow::Result<()> {
             races.push(race);
         }
     }
-    if let Some(path) = &args.json {
-        let text = serde_json::to_string_pretty(&Results { machine, races })?;
-        std::fs::write(path, text + "\n").with_context(|| format!("cannot write {}", path.display()))?;
-    }
-    Ok(())
+    write_json(args.json.as_deref(), &Results { machine, races })
 }
 
 fn race_at(

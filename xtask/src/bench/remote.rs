@@ -12,7 +12,7 @@ use clap::Args;
 use serde::Serialize;
 use tempfile::TempDir;
 
-use super::{Machine, TIMEOUT, run_natively};
+use super::{Machine, TIMEOUT, run_natively, write_json};
 use crate::measure::{Measured, measure, median};
 use crate::project;
 use crate::table::{Table, mib};
@@ -131,11 +131,7 @@ pub fn remote(args: &RemoteArgs) -> anyhow::Result<()> {
             results.push(Runs { program, ram_bytes: ram_mib << 20, place: place.name, runs });
         }
     }
-    if let Some(path) = &args.json {
-        let text = serde_json::to_string_pretty(&Results { machine, runs: results })?;
-        std::fs::write(path, text + "\n").with_context(|| format!("cannot write {}", path.display()))?;
-    }
-    Ok(())
+    write_json(args.json.as_deref(), &Results { machine, runs: results })
 }
 
 /// Where pages can go here. The disk comes first.

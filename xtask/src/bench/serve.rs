@@ -14,8 +14,8 @@ use clap::Args;
 use serde::Serialize;
 use tmem::testing::Random;
 
-use super::Machine;
 use super::alloc::samples;
+use super::{Machine, write_json};
 use crate::measure::median;
 use crate::process_tree::rss_bytes;
 use crate::table::{Table, mib};
@@ -102,11 +102,7 @@ pub fn serve(args: &ServeArgs) -> anyhow::Result<()> {
         measure(args, &tmem, values, &mut results)?;
     }
     print(&results);
-    if let Some(path) = &args.json {
-        std::fs::write(path, serde_json::to_vec_pretty(&results)?)
-            .with_context(|| format!("cannot write {}", path.display()))?;
-    }
-    Ok(())
+    write_json(args.json.as_deref(), &results)
 }
 
 fn measure(args: &ServeArgs, tmem: &Path, values: &Values, results: &mut Results) -> anyhow::Result<()> {

@@ -10,7 +10,7 @@ use serde::Serialize;
 use tempfile::TempDir;
 
 use super::race::{last_line, median_ram, ratio, times};
-use super::{Fraction, Machine, TIMEOUT, run_natively, run_under_kernel};
+use super::{Fraction, Machine, TIMEOUT, run_natively, run_under_kernel, write_json};
 use crate::kernel_swap::Backing;
 use crate::measure::{Measured, measure, median};
 use crate::project;
@@ -142,11 +142,7 @@ pub fn spill(args: &SpillArgs) -> anyhow::Result<()> {
             comparisons.push(comparison);
         }
     }
-    if let Some(path) = &args.json {
-        let text = serde_json::to_string_pretty(&Results { machine, comparisons })?;
-        std::fs::write(path, text + "\n").with_context(|| format!("cannot write {}", path.display()))?;
-    }
-    Ok(())
+    write_json(args.json.as_deref(), &Results { machine, comparisons })
 }
 
 /// The cases whose name is in `only`; all of them if that is empty.

@@ -85,10 +85,7 @@ pub fn alloc(args: &AllocArgs) -> anyhow::Result<()> {
     let traces = wants(Part::Traces).then(measure_traces).transpose()?;
     let latency = wants(Part::Latency).then(|| latency::measure(&samples, args.quick, rounds)).transpose()?;
     let results = Results { machine, density, traces, latency };
-    if let Some(path) = &args.json {
-        let text = serde_json::to_string_pretty(&results)? + "\n";
-        std::fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))?;
-    }
+    super::write_json(args.json.as_deref(), &results)?;
     if let Some(dir) = &args.plots {
         plots::draw(&results, dir)?;
     }
