@@ -77,7 +77,8 @@ pub enum RemoteCommand {
 
 const DRAIN_NOTES: &str = "\
 All that use the peer with --remote, on whatever machine, give it nothing more and have others of their peers take what is there. Who has no \
-other peer to spare leaves it there: end that program first, or start it with more peers. The peer stays drained until --undo, or until its \
+other peer to spare moves it to its spill file, or home as far as there is room; with neither it stays there: end that program first, or start it \
+with more peers. The peer stays drained until --undo, or until its \
 server starts anew. Ctrl-C ends only the waiting.
 
 Exit status: 0 when nothing is left there; 125 if the peer cannot be reached.

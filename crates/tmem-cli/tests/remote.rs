@@ -13,14 +13,18 @@ use std::time::Duration;
 
 use common::disk::{Disk, Nbd};
 use common::pki::Pki;
-use common::{Guard, Job, MIB, Outcome, can_run, folder, noise, noise_for, run_tmem, say, tmem_command, wait_until};
+use common::{
+    Guard, Job, Linking, MIB, Outcome, can_run, folder, noise, noise_for, program, run_tmem, say, tmem_command,
+    wait_until,
+};
 use serde_json::Value;
 use servers::{Cluster, Network, Proxy, Server, redis_is_there};
 
 const TROUBLE: i32 = 125;
 
 fn remote(name: &str, job: Job, ram_mib: u64, flags: &[&str]) -> Outcome {
-    let flags = [&["--spill", "off"], flags].concat();
+    let spill = if flags.contains(&"--spill") { &[][..] } else { &["--spill", "off"] };
+    let flags = [spill, flags].concat();
     let outcome = job.under_tmem(ram_mib * MIB).flags(flags).timeout(Duration::from_secs(200)).run();
     let remote = outcome.stats.as_ref().map(|stats| stats["remote"].to_string()).unwrap_or_default();
     say(&format!("{name}: {}; {remote}; says {:?}", outcome.summary(), outcome.stderr_text()));
@@ -276,6 +280,53 @@ fn a_machine_that_lends_is_drained_while_a_program_runs() {
     assert_eq!(drainer.join().unwrap(), (0, String::new(), String::new()));
     assert_right(&outcome, 12);
     assert_eq!(figure(&outcome, "copies_lost"), 0);
+}
+
+/// What a program keeps that needs less now comes home although nobody asks for it, and the peer has its RAM again.
+#[test]
+fn pages_come_home_when_there_is_room() {
+    let name = "pages_come_home_when_there_is_room";
+    if !can_run(name) || !redis_is_there() {
+        return;
+    }
+    let server = Server::start(&[]);
+    let peer = format!("redis://127.0.0.1:{}", server.port);
+    let looker = thread::spawn(move || {
+        assert!(wait_until(Duration::from_secs(60), || server.values() > 300), "nothing went there");
+        assert!(wait_until(Duration::from_secs(30), || server.values() == 0), "{} are left", server.values());
+        server
+    });
+    let shrink =
+        Job::native([program("shrink", Linking::Dynamic).as_os_str(), "20".as_ref(), "128".as_ref(), "9000".as_ref()]);
+    let outcome = remote(name, shrink, 64, &["--remote", &peer]);
+    drop(looker.join().unwrap());
+    assert_eq!((outcome.stdout_text(), outcome.stderr_text()), ("ok shrink\n".to_owned(), String::new()));
+    assert!(outcome.stats.as_ref().unwrap()["spill"]["zpages_recalled"].as_u64().unwrap() > 500);
+    outcome.assert_budget();
+}
+
+/// The only peer is switched off while a program needs what lies there: that goes to the spill file.
+#[test]
+fn the_only_peer_is_drained_to_the_spill_file() {
+    let name = "the_only_peer_is_drained_to_the_spill_file";
+    if !can_run(name) {
+        return;
+    }
+    let (mut one, peer) = serve(&["--listen", "127.0.0.1:0"]);
+    let drained = peer.clone();
+    let drainer = thread::spawn(move || {
+        wait_until_whole();
+        let drained = run_tmem(&["remote", "drain", &drained]);
+        one.signal(libc::SIGTERM);
+        assert!(one.wait(Duration::from_secs(10)).is_some_and(|status| status.success()));
+        drained
+    });
+    let folder = folder(name);
+    let outcome = remote(name, noise_for(96, 12), 48, &["--remote", &peer, "--spill", folder.to_str().unwrap()]);
+    assert_eq!(drainer.join().unwrap(), (0, String::new(), String::new()));
+    assert_right(&outcome, 12);
+    assert_eq!(figure(&outcome, "copies_lost"), 0);
+    fs::remove_dir_all(folder).unwrap();
 }
 
 #[test]

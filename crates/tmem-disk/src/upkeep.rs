@@ -1,5 +1,5 @@
-//! What is done beside the clients' requests: holes are closed, room is made ahead of need where blocks can be spilled, and blocks that
-//! nobody uses are packed again with their neighbours.
+//! What is done beside the clients' requests: holes are closed, room is made ahead of need where blocks can be spilled, blocks that
+//! nobody uses are packed again with their neighbours, and what lies in lent RAM comes home when there is room.
 
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::thread;
@@ -16,6 +16,8 @@ const IDLE_LOOKS: u32 = 20;
 /// Between two walks over the whole store: a block is cold when two of them have found it unused.
 const PAUSE_LOOKS: u32 = 200;
 
+/// What comes back from lent RAM at a time when nobody uses the store and there is room.
+const RECALLED_BYTES: u64 = 1 << 20;
 /// Between two steps of spilling, so many of them to a look.
 const SPILL_STEP: Duration = Duration::from_millis(5);
 
@@ -40,6 +42,8 @@ pub fn keep_up(store: &Store, spills: bool, stopping: &AtomicBool, look: impl Fn
         if idle == IDLE_LOOKS {
             store.trim();
         }
+        // What has to leave its tier goes to the next one however busy this is.
+        store.recall(if idle >= IDLE_LOOKS { RECALLED_BYTES } else { 0 });
         pause = pause.saturating_sub(1);
         if pause == 0 && store.recompress(STEP).walked {
             pause = PAUSE_LOOKS;

@@ -7,7 +7,7 @@ use std::sync::{Arc, Condvar, Mutex, OnceLock};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use tmem::{TIER_BLOCK_BYTES, Tier};
+use tmem::{Homing, TIER_BLOCK_BYTES, Tier};
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::address::Peers;
@@ -521,6 +521,21 @@ impl Tier for RemoteTier {
         let removed = self.owner.remote.values.remove(&blocks);
         self.owner.remote.remove(&removed);
         Ok(())
+    }
+
+    /// All of it is lent. What lies with a peer that is to be drained leaves if no other peer can take it; while one of them does
+    /// not answer, nothing is asked for that need not be.
+    fn homing(&self) -> Homing {
+        let remote = &self.owner.remote;
+        let with_values = || remote.peers.iter().filter(|peer| peer.bytes() > 0);
+        let takers = remote.peers.iter().filter(|peer| peer.takes_values()).count();
+        if with_values().any(Peer::is_failing) {
+            Homing::Stay
+        } else if with_values().any(Peer::is_draining) && takers < remote.copies as usize {
+            Homing::Leave
+        } else {
+            Homing::Return
+        }
     }
 }
 

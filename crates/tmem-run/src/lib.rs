@@ -24,6 +24,7 @@ mod pages;
 mod proc;
 mod ptrace;
 mod queue;
+mod recall;
 mod report;
 mod shared;
 mod signals;

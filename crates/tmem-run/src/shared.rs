@@ -316,12 +316,16 @@ impl Shared {
     /// True when the store has more than its part of the budget: then its coldest pages leave RAM, if they can, rather than
     /// more of the programs'.
     pub fn should_spill(&self) -> bool {
-        let exceeds = || {
-            let stats = self.store.stats();
-            let eighths = if stats.spill.zpages == 0 { PROGRAMS_EIGHTHS.0 } else { PROGRAMS_EIGHTHS.1 };
-            stats.memory_bytes + self.besides.load(Relaxed) > self.limits.ram / 8 * (8 - eighths)
-        };
-        self.spill.works() && (self.is_at_floor() || exceeds())
+        self.spill.works() && (self.is_at_floor() || self.room_to_store() == 0)
+    }
+
+    /// Bytes that the store may take before it has its part of the budget.
+    pub fn room_to_store(&self) -> u64 {
+        let stats = self.store.stats();
+        let eighths = if stats.spill.zpages == 0 { PROGRAMS_EIGHTHS.0 } else { PROGRAMS_EIGHTHS.1 };
+        let part = self.limits.ram / 8 * (8 - eighths);
+        // A byte more than its part is too much.
+        (part + 1).saturating_sub(stats.memory_bytes + self.besides.load(Relaxed))
     }
 
     /// Forgets the stored copy of a page that came home, unless it is worth its room. Says whether it is kept.

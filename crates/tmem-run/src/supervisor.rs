@@ -21,6 +21,7 @@ use crate::leave;
 use crate::options::{OnFull, Options};
 use crate::proc;
 use crate::ptrace;
+use crate::recall;
 use crate::report::{Report, count_refusal, ratio};
 use crate::shared::Shared;
 use crate::signals::{Signal, Signals};
@@ -106,6 +107,7 @@ impl Supervisor {
         let processors = std::thread::available_parallelism().map_or(1, usize::from);
         let shared = Arc::new(Shared::new(options.ram_bytes, processors.clamp(1, 4), guard, spill)?);
         workers::start(&shared);
+        recall::start(&shared);
         let now = Instant::now();
         let identity = Identity { program: main, metrics: doors.metrics_address(), started: now };
         // Before priority is asked for, which it does not need.

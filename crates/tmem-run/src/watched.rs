@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use tmem::Tier;
+use tmem::{Homing, Tier};
 
 use crate::write_budget::WriteBudget;
 
@@ -195,6 +195,10 @@ impl Tier for Watched {
 
     fn discard(&self, offset: u64, bytes: u64) -> io::Result<()> {
         self.tier.discard(offset, bytes)
+    }
+
+    fn homing(&self) -> Homing {
+        self.tier.homing()
     }
 }
 

@@ -112,4 +112,4 @@ pub use pool::{PoolId, PoolKind, PoolOptions};
 pub use saved::Saved;
 pub use stats::{Maintenance, PoolStats, Put, Reclaim, Recompression, Short, SpillStats, Stats};
 pub use store::{Config, Location, OpenOptions, Store, WriteBack};
-pub use tier::{Fault, FaultRate, FaultyTier, FileTier, MemoryTier, Spill, Strike, TIER_BLOCK_BYTES, Tier};
+pub use tier::{Fault, FaultRate, FaultyTier, FileTier, Homing, MemoryTier, Spill, Strike, TIER_BLOCK_BYTES, Tier};

@@ -84,6 +84,8 @@ pub struct SpillStats {
     pub fetched: u64,
     /// Those among them that came back to RAM.
     pub promoted: u64,
+    /// Zpages that were [called back](crate::Store::recall) to RAM.
+    pub recalled: u64,
     /// Writes.
     pub writes: u64,
     /// Bytes that were written.
@@ -120,6 +122,7 @@ impl Sum for SpillStats {
             spilled: all.spilled + file.spilled,
             fetched: all.fetched + file.fetched,
             promoted: all.promoted + file.promoted,
+            recalled: all.recalled + file.recalled,
             writes: all.writes + file.writes,
             written_bytes: all.written_bytes + file.written_bytes,
             write_failures: all.write_failures + file.write_failures,

@@ -1,6 +1,11 @@
-//! Random numbers from a seed, and pages that look like those of real programs. For tests and benchmarks.
+//! Random numbers from a seed, pages that look like those of real programs, and a tier that is lent. For tests and benchmarks.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use crate::page::{PAGE_SIZE, Page};
+use crate::tier::{Homing, Tier};
 
 /// A SplitMix64 sequence.
 #[derive(Clone, Debug)]
@@ -25,6 +30,43 @@ impl Random {
     /// A number below `bound`.
     pub fn below(&mut self, bound: u64) -> u64 {
         ((u128::from(self.number()) * u128::from(bound)) >> 64) as u64
+    }
+}
+
+/// A tier that is lent, until its owner wants it back.
+#[derive(Debug)]
+pub struct Lent<T> {
+    tier: T,
+    ends: Arc<AtomicBool>,
+}
+
+impl<T> Lent<T> {
+    /// The same tier, lent.
+    pub fn new(tier: T) -> Self {
+        Self { tier, ends: Arc::default() }
+    }
+
+    /// Set to true it has what lies there leave.
+    pub fn ends(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.ends)
+    }
+}
+
+impl<T: Tier> Tier for Lent<T> {
+    fn write(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        self.tier.write(offset, bytes)
+    }
+
+    fn read(&self, offset: u64, bytes: &mut [u8]) -> io::Result<()> {
+        self.tier.read(offset, bytes)
+    }
+
+    fn discard(&self, offset: u64, bytes: u64) -> io::Result<()> {
+        self.tier.discard(offset, bytes)
+    }
+
+    fn homing(&self) -> Homing {
+        if self.ends.load(Relaxed) { Homing::Leave } else { Homing::Return }
     }
 }
 

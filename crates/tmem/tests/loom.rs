@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use loom::sync::{Arc, Mutex};
+use tmem::testing::Lent;
 use tmem::{
     AllocatorKind, CodecKind, Config, Key, MemoryTier, PAGE_SIZE, Page, PoolId, PoolKind, PoolOptions, Spill, Store,
     WriteBack,
@@ -533,6 +534,32 @@ fn what_is_flushed_while_it_goes_on_to_the_next_file_is_gone() {
         assert!(!store.contains(Key::new(pool, 0, 0)));
         assert_eq!(zpages(&store), 1);
     });
+}
+
+/// What comes back to RAM by itself is replaced, flushed and read meanwhile.
+#[test]
+fn what_changes_while_it_is_called_back_stays_changed() {
+    let came = std::sync::Arc::new(AtomicBool::new(false));
+    let seen = std::sync::Arc::clone(&came);
+    check_with(PREEMPTIONS, move || {
+        let (store, pool) = full(PoolKind::Persistent);
+        store.add_spill(Spill::new(Lent::new(MemoryTier::new()), 4 * (64 << 10)).plain()).unwrap();
+        store.reclaim(2, None);
+        assert_eq!(store.stats().spill.zpages, 2);
+        let caller = {
+            let store = store.clone();
+            spawn(move || store.recall(u64::MAX))
+        };
+        store.put(Key::new(pool, 0, 0), &noise(9)).unwrap();
+        let mut out = [0; PAGE_SIZE];
+        assert!(store.get(Key::new(pool, 0, 1), &mut out).unwrap() && out == noise(1));
+        assert!(store.flush_page(Key::new(pool, 0, 1)));
+        caller.join().unwrap();
+        assert!(store.get(Key::new(pool, 0, 0), &mut out).unwrap() && out == noise(9));
+        assert_eq!(zpages(&store), 1);
+        seen.fetch_or(store.stats().spill.recalled > 0, Relaxed);
+    });
+    assert!(came.load(Relaxed), "nothing ever came back");
 }
 
 /// The segment that the reader reads from is drained and filled again as soon as that is allowed.

@@ -5,7 +5,7 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use std::time::Duration;
 
-use tmem::testing::{Random, sample_page};
+use tmem::testing::{Lent, Random, sample_page};
 use tmem::{
     AllocatorKind, CodecKind, Config, Error, ErrorKind, Fault, FaultRate, FaultyTier, Key, Location, MemoryTier,
     ObjectId, OpenOptions, PAGE_SIZE, Page, PoolId, PoolKind, PoolOptions, Spill, Store, Tier, WriteBack,
@@ -53,7 +53,8 @@ impl Disk {
             ],
             Self::Lying => &[(Fault::CorruptWrite, 4), (Fault::LoseWrite, 20)],
         };
-        let mut tier: Box<dyn Tier> = Box::new(MemoryTier::new());
+        // All of them are lent, so that they are called back.
+        let mut tier: Box<dyn Tier> = Box::new(Lent::new(MemoryTier::new()));
         for (number, (fault, one_in)) in faults.iter().enumerate() {
             let faulty = FaultyTier::new(tier, *fault, *one_in, seed + number as u64 + rates.len() as u64);
             rates.push(faulty.rate());
@@ -197,6 +198,7 @@ impl World {
             979 if self.pools.len() > 3 => self.destroy(),
             980 => self.freeze(),
             981 => self.resize(),
+            982 => drop(self.store.recall(self.random.below(2 << 20))),
             _ => self.dead_pool(),
         }
     }
@@ -588,7 +590,7 @@ fn run(seed: u64, codec: CodecKind, allocator: AllocatorKind, disk: Disk, steps:
     let spill = stats.spill;
     let of_disk = match disk {
         Disk::None => vec![world.refused, world.written_back, stats.recompressed],
-        Disk::Good => vec![spill.spilled, spill.fetched, spill.promoted, world.kept],
+        Disk::Good => vec![spill.spilled, spill.fetched, spill.promoted, spill.recalled, world.kept],
         Disk::Several => vec![spill.demoted, spill.fetched, spill.promoted, world.kept],
         Disk::Failing => vec![spill.spilled, spill.write_failures, spill.read_failures, spill.promoted],
         Disk::Lying => vec![spill.spilled, spill.damaged, world.failed_gets],

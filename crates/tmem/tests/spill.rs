@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
-use tmem::testing::{Random, sample_page};
+use tmem::testing::{Lent, Random, sample_page};
 use tmem::{
     AllocatorKind, Config, Fault, FaultyTier, FileTier, Key, Location, MemoryTier, PAGE_SIZE, Page, PoolId, PoolKind,
     PoolOptions, Spill, SpillStats, Store, Tier,
@@ -112,6 +112,71 @@ fn what_is_read_comes_back_to_ram_when_there_is_room() {
     assert_eq!((spill.zpages, spill.promoted), (0, spilled));
     assert_all(&store, pool, 0..6000);
     assert_eq!(store.stats().spill.fetched, spilled);
+}
+
+/// Without anybody asking for it, those first that left last; an eighth of the budget stays free, and nothing is pushed out.
+#[test]
+fn what_is_called_back_comes_as_far_as_there_is_room() {
+    for allocator in ALLOCATORS {
+        let spill = Spill::new(Lent::new(MemoryTier::new()), FILE).flushed_after_gets();
+        let (store, pool) = store_with(BUDGET, allocator, spill);
+        assert_eq!(store.recall(1 << 20), 0, "there is nothing");
+        put_all(&store, pool, 0..6000);
+        let before = store.stats().spill;
+        assert_eq!(store.recall(1 << 20), 0, "there is no room");
+
+        store.set_budget(4 << 20);
+        while store.recall(256 << 10) > 0 {}
+        let stats = store.stats();
+        assert!(stats.memory_bytes <= (4 << 20) / 8 * 7 + (8 << 10), "{allocator:?}: {stats:?}");
+        assert!(stats.memory_bytes > 3 << 20 && stats.spill.recalled > 300, "{allocator:?}: {stats:?}");
+        assert_eq!((stats.spill.spilled, stats.spill.zpages + stats.spill.recalled), (before.spilled, before.zpages));
+        // What is in RAM is what was put last.
+        let in_ram = |index| matches!(store.location(Key::new(pool, 0, index)), Some(Location::Ram { .. }));
+        let in_ram = |indexes: std::ops::Range<u32>| indexes.filter(|index| in_ram(*index)).count();
+        assert!(in_ram(5000..6000) > 2 * in_ram(0..1000), "{allocator:?}");
+        assert_all(&store, pool, 0..6000);
+
+        store.set_budget(64 << 20);
+        assert!(store.recall(u64::MAX) > 0);
+        while store.maintain().more {}
+        let stats = store.stats();
+        assert_eq!((stats.spill.zpages, stats.spill.file_bytes), (0, 0), "{allocator:?}");
+        assert_eq!(stats.spill.recalled, before.zpages);
+        assert_all(&store, pool, 0..6000);
+        assert_eq!(store.stats().spill.fetched, stats.spill.fetched, "they were in RAM");
+        // The file takes new pages afterwards.
+        store.set_budget(BUDGET);
+        put_all(&store, pool, 6000..9000);
+        store.set_budget(64 << 20);
+        assert!(store.recall(u64::MAX) > 0);
+        assert_all(&store, pool, 0..9000);
+    }
+}
+
+#[test]
+fn what_is_on_a_disk_is_not_called_back() {
+    let (store, pool) = store(MemoryTier::new());
+    put_all(&store, pool, 0..6000);
+    store.set_budget(64 << 20);
+    assert_eq!(store.recall(u64::MAX), 0);
+    assert_eq!(store.stats().spill.recalled, 0);
+}
+
+#[test]
+fn what_cannot_be_called_back_stays_where_it_is() {
+    for fault in [Fault::CorruptRead, Fault::FailRead] {
+        let tier = FaultyTier::new(MemoryTier::new(), fault, 3, 5);
+        let rate = tier.rate();
+        let (store, pool) = store(Lent::new(tier));
+        put_all(&store, pool, 0..6000);
+        store.set_budget(64 << 20);
+        while store.recall(256 << 10) > 0 {}
+        let spill = store.stats().spill;
+        assert!(spill.zpages > 100 && spill.recalled > 100 && spill.damaged + spill.read_failures > 0, "{spill:?}");
+        rate.set(0);
+        assert_all(&store, pool, 0..6000);
+    }
 }
 
 #[test]
@@ -561,4 +626,17 @@ fn the_file_stays_small_while_pages_come_and_go() {
 fn the_file_stays_small_while_pages_get_other_keys() {
     let worst = churn(true);
     assert!(worst <= 1.3, "{worst}");
+}
+/// Reclaim gave up when it had given second chances for a while: a store in which everything was read could not be made smaller.
+#[test]
+fn what_was_all_used_leaves_when_the_budget_is_lowered() {
+    for allocator in ALLOCATORS {
+        let (store, pool) = store_with(64 << 20, allocator, Spill::new(MemoryTier::new(), FILE));
+        put_all(&store, pool, 0..6000);
+        assert_all(&store, pool, 0..6000);
+        store.set_budget(BUDGET);
+        let stats = store.stats();
+        assert!(stats.memory_bytes <= BUDGET && stats.spill.zpages > 4000, "{allocator:?}: {stats:?}");
+        assert_all(&store, pool, 0..6000);
+    }
 }

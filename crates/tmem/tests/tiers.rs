@@ -5,7 +5,7 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use tmem::testing::{Random, sample_page};
+use tmem::testing::{Lent, Random, sample_page};
 use tmem::{
     Config, Fault, FaultyTier, Key, MemoryTier, PAGE_SIZE, Page, PoolId, PoolKind, PoolOptions, Spill, SpillStats,
     Store, Tier,
@@ -183,6 +183,37 @@ fn what_cannot_be_read_stays_where_it_is() {
         assert!(stats[0].read_failures + stats[0].damaged > 0 && stats[0].demoted > 0, "{fault:?}: {stats:?}");
         rate.set(0);
         assert_there(&store, pool, accepted);
+    }
+}
+
+/// A tier whose owner wants it back is left for the next one, whatever is in RAM; without a next one, as far as there is room there.
+#[test]
+fn a_tier_that_has_to_be_left_is_left() {
+    for next in [true, false] {
+        let tier = Lent::new(MemoryTier::new());
+        let ends = tier.ends();
+        let next = next.then(|| Spill::new(MemoryTier::new(), 64 * MIB));
+        let (store, pool) = store_with([Spill::new(tier, 64 * MIB)].into_iter().chain(next));
+        assert_eq!(put(&store, pool, 0..8000).len(), 8000);
+        let lent = store.spill_stats()[0].zpages;
+        assert_eq!(store.recall(u64::MAX), 0, "there is no room");
+        assert!(lent > 4000 && store.spill_stats()[0].zpages == lent);
+        ends.store(true, Relaxed);
+        if store.spill_stats().len() == 1 {
+            assert_eq!((store.recall(u64::MAX), store.spill_stats()[0].zpages), (0, lent));
+            store.set_budget(64 * MIB);
+        }
+        for _ in 0..10 {
+            store.recall(if store.spill_stats().len() == 1 { u64::MAX } else { 0 });
+        }
+        store.maintain();
+        let stats = store.spill_stats();
+        assert_eq!((stats[0].zpages, stats[0].file_bytes), (0, 0), "{stats:?}");
+        match stats.get(1) {
+            Some(next) => assert_eq!((next.zpages, stats[0].demoted, stats[0].recalled), (lent, lent, 0)),
+            None => assert_eq!(stats[0].recalled, lent),
+        }
+        assert_there(&store, pool, 0..8000);
     }
 }
 

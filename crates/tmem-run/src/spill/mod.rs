@@ -155,6 +155,11 @@ impl SpillFile {
         self.is_anywhere() && self.opened.get() != Some(&false) && !rests()
     }
 
+    /// Whether what is spilled may lie in RAM that others lend.
+    pub fn is_lent(&self) -> bool {
+        self.remote.is_some()
+    }
+
     fn is_anywhere(&self) -> bool {
         self.remote.is_some() || !matches!(self.place, Place::Nowhere)
     }

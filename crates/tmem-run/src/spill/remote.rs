@@ -39,7 +39,9 @@ impl Remote {
                 continue;
             }
             let figures = self.tier.figures();
-            let then = if figures.copies > 1 && figures.peers.len() > 1 {
+            let then = if figures.peers[number].values == 0 {
+                "nothing lies there"
+            } else if figures.copies > 1 && figures.peers.len() > 1 {
                 "what it had is copied from others"
             } else {
                 "nobody else has what it had: who needs that waits for up to a minute"

@@ -237,20 +237,24 @@ impl Store {
         Ok(())
     }
 
-    /// Brings a zpage back to RAM, if there is room without pushing others out and its word still names it. Its segment is
-    /// pinned.
+    /// Brings what was read for a get back to RAM, if there is room without pushing others out. Its segment is pinned.
     fn promote(&self, extent: Extent, slot: Slot, payload: &[u8]) {
         let room = self.budget.limit() / PROMOTION_PART + payload.len() as u64;
         let file = self.tiers.of(extent);
-        if !file.promotes(extent) || !self.budget.has_room(room, Purpose::Admit) {
-            return;
-        }
-        let encoding = extent.encoding;
-        let zpage = NewZpage { encoding, check: payload_check(payload), owner: slot.into(), payload };
-        let store = || self.zpages.store(Class::Persistent, Queue::Main, &zpage, Purpose::Admit).ok().map(Word::ram);
-        if self.replace_zpage(slot, Word::spilled(extent), store) {
+        if file.promotes(extent)
+            && self.budget.has_room(room, Purpose::Admit)
+            && self.bring_back(extent, slot, payload, Queue::Main)
+        {
             file.count_promoted();
         }
+    }
+
+    /// Brings a zpage back to RAM if its word still names it, and says whether it did. Its segment is pinned.
+    pub(super) fn bring_back(&self, extent: Extent, slot: Slot, payload: &[u8], queue: Queue) -> bool {
+        let encoding = extent.encoding;
+        let zpage = NewZpage { encoding, check: payload_check(payload), owner: slot.into(), payload };
+        let store = || self.zpages.store(Class::Persistent, queue, &zpage, Purpose::Admit).ok().map(Word::ram);
+        self.replace_zpage(slot, Word::spilled(extent), store)
     }
 
     /// Replaces the word of a zpage by what `to` makes, if it still is the word that was seen, and frees what that named. `to`

@@ -36,8 +36,8 @@ const WASTE_PART_IDLE: u64 = 64;
 const WASTE_PART_SHORT: u64 = 8;
 /// Below this part, moving costs more than refusing.
 const WASTE_PART_MIN: u64 = 48;
-/// Rounds without a frame taken back after which reclaim says that there is nothing more.
-const IDLE_ROUNDS_MAX: u32 = 64;
+/// Rounds without a frame taken back after which reclaim says that there is nothing more, if there are not more frames than that.
+const IDLE_ROUNDS_MAX: u64 = 64;
 /// Pages of pools below their share that one call moves out of the way before it takes them as well.
 const PROTECTED_MAX: u64 = 512;
 /// A put that finds no room takes back a little more than it needs.
@@ -304,6 +304,8 @@ impl<'a> Pass<'a> {
     fn run(&mut self, enough: impl Fn(&Self) -> bool) {
         // Moves take a frame in one round and free one in another: only more than ever before is progress.
         let (mut idle_rounds, mut most) = (0, 0);
+        // Where everything was used, once around: each frame gets its second chance.
+        let idle_rounds_max = IDLE_ROUNDS_MAX.max(self.store.zpages.usage().frame_bytes / PAGE_SIZE as u64);
         self.give_back();
         while !enough(self) {
             let usage = self.store.zpages.usage();
@@ -315,7 +317,7 @@ impl<'a> Pass<'a> {
             // Frames of what was gathered for the spill file come free only when it is written, which may take more rounds
             // than may be idle.
             let progress =
-                progress && idle_rounds < IDLE_ROUNDS_MAX || self.write_spills().is_some_and(|spilled| spilled > 0);
+                progress && idle_rounds < idle_rounds_max || self.write_spills().is_some_and(|spilled| spilled > 0);
             self.give_back();
             idle_rounds = if self.net_frames() > most { 0 } else { idle_rounds + 1 };
             most = most.max(self.net_frames());
@@ -406,6 +408,9 @@ impl<'a> Pass<'a> {
 
     /// Gets a tenant out of its frame, one way or another. Says whether anything changed.
     fn take(&mut self, tenant: &Tenant, queue: Queue) -> bool {
+        if self.has_spilled(tenant) {
+            return false;
+        }
         let names = self.store.names_of(tenant);
         let spills = tenant.class == Class::Persistent && self.spills;
         let nameless = tenant.class == Class::Persistent && names.is_empty() && !spills;
@@ -427,11 +432,19 @@ impl<'a> Pass<'a> {
         if spills && let Some(gathered) = self.spill(tenant) {
             return gathered;
         }
+        if self.has_spilled(tenant) {
+            return false;
+        }
         let taken = |pass: &mut Self, name: &Name| match tenant.class {
             Class::Ephemeral => pass.evict(name, Fate::of(queue, tenant.used)),
             Class::Persistent => pass.write_back(name),
         };
         names.iter().filter(|name| taken(self, name)).count() > 0
+    }
+
+    /// Whether this pass has spilled a tenant itself, with others, before the last file took nothing more.
+    fn has_spilled(&self, tenant: &Tenant) -> bool {
+        !self.spills && self.report.spilled > 0 && self.store.is_spilled(tenant.owner)
     }
 
     /// Whether a tenant gets a second chance for having been used.

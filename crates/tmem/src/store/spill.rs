@@ -9,18 +9,21 @@
 //! its words still name is written again somewhere else. Which word that is, each record says itself; words that were given
 //! other keys since then are looked for in the whole index, when they have become many.
 //!
+//! When there is room again, what lives in the segment that was begun last can be [called back](Store::recall) to RAM.
+//!
 //! Of several files, the first is the fastest. What leaves RAM goes there; when it is nearly full, what lives in the segment that
 //! was begun the longest time ago goes on to the next file in the same way. A file that fails is passed over.
 
 use super::Store;
 use super::reclaim::Pass;
-use crate::alloc::{Allocator, Handle, Owner, Tenant, Zpage};
+use crate::alloc::{Allocator, Handle, Owner, Queue, Tenant, Zpage};
+use crate::budget::Purpose;
 use crate::error::Error;
 use crate::index::{LEAF_SLOTS, Place, Slot, Word};
 use crate::page::payload_check;
 use crate::stats::SpillStats;
 use crate::sync::read;
-use crate::tier::{Extent, Head, Pin, Refusal, Spill, SpillFile, Writer, Written};
+use crate::tier::{Extent, Head, Homing, Pin, Recall, Refusal, Spill, SpillFile, Writer, Written};
 
 /// The file is cleaned when more than this part of what is alive is dead.
 const DEAD_PART: u64 = 4;
@@ -28,6 +31,10 @@ const DEAD_PART: u64 = 4;
 const DEAD_PART_FULL: u64 = 32;
 /// Segments that a call of the shrinker cleans or empties at most when the file is full.
 const CLEANINGS_MAX: u32 = 4;
+/// Segments that one call moves out of a tier that has to be left.
+const DEMOTIONS_MAX: u32 = 16;
+/// What is called back leaves this part of the budget free, twice of what a get leaves: it was not even asked for.
+const RECALL_PART: u64 = 8;
 
 /// The zpages of a leaf that may leave RAM, by their slots.
 type LeafMates = [Option<Handle>; LEAF_SLOTS as usize];
@@ -83,6 +90,11 @@ impl Store {
         };
         let rows = read(self.shared.part(row));
         rows.find(row).map(|word| with(Slot::Shared(row), word))
+    }
+
+    /// Whether the zpage whose header names this owner is in a spill file.
+    pub(super) fn is_spilled(&self, owner: Owner) -> bool {
+        self.with_zpage_of(owner, |_, word| matches!(word.place(), Place::Spilled(_))) == Some(true)
     }
 
     /// The zpages that may leave RAM together with a tenant: those of its leaf that nobody used, and itself, each in its slot.
@@ -166,6 +178,64 @@ impl Store {
     /// Makes room in a file whose batch is empty. Says whether anything changed.
     fn make_room_in(&self, file: &SpillFile, writer: &mut Writer) -> bool {
         self.clean(file, writer, DEAD_PART_FULL) || self.demote(file, writer)
+    }
+
+    /// Calls back what lies in tiers that are [lent](Homing::Return): up to about `bytes` bytes of packed pages come back to RAM that
+    /// nobody asked for, those first that left it last. An eighth of the budget stays free, so nothing is pushed out. What has to
+    /// [leave](Homing::Leave) goes on to the next tier, if there is one, and otherwise to RAM as well. Says how many bytes came to
+    /// RAM. What cannot be read stays where it is, for whoever asks for it.
+    ///
+    /// For times in which there is room again: it reads from those tiers, and one that does not answer keeps it waiting.
+    pub fn recall(&self, bytes: u64) -> u64 {
+        let mut done = 0;
+        for file in self.tiers.iter() {
+            let homing = file.homing();
+            let leaves = homing == Homing::Leave;
+            if leaves && self.leave(file) {
+                continue;
+            }
+            if leaves || homing == Homing::Return {
+                done += self.recall_from(file, bytes.saturating_sub(done));
+            }
+        }
+        done
+    }
+
+    /// Moves what lives in a file on to the next one, some segments of it. Says whether any of it was.
+    fn leave(&self, file: &SpillFile) -> bool {
+        let mut writer = file.writer();
+        writer.end_segment(file);
+        let moved = (0..DEMOTIONS_MAX).take_while(|_| self.demote(file, &mut writer)).count() > 0;
+        writer.discard_idle(file);
+        moved
+    }
+
+    fn recall_from(&self, file: &SpillFile, bytes: u64) -> u64 {
+        let reserve = self.budget.limit() / RECALL_PART;
+        let goes_on = |done: u64| done < bytes && self.budget.has_room(reserve, Purpose::Admit);
+        let mut done = 0;
+        while goes_on(done) {
+            // Whoever is writing there has no room.
+            let Some(mut writer) = file.try_writer() else { break };
+            let Some(Recall { number, fill, pin }) = writer.choose_to_recall(file) else { break };
+            // With the pin, nobody writes there while it is read.
+            drop(writer);
+            // What could not be read is counted there.
+            let _ = file.walk(number, |extent, record| {
+                if goes_on(done)
+                    && let Some(slot) = Head::at_start(record).and_then(|head| self.name_of(extent, head.owner))
+                    && let Ok(payload) = file.open_walked(extent, &pin, record)
+                    && self.bring_back(extent, slot, payload, Queue::Small)
+                {
+                    done += payload.len() as u64;
+                    file.count_recalled();
+                }
+            });
+            if !goes_on(done) {
+                file.writer().may_recall_again(fill);
+            }
+        }
+        done
     }
 
     /// Moves what lives in the oldest segment of the first file on to the second. Says whether any of it was.

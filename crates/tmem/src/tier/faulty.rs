@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use super::{TIER_BLOCK_BYTES, Tier};
+use super::{Homing, TIER_BLOCK_BYTES, Tier};
 use crate::testing::Random;
 
 /// What goes wrong.
@@ -192,6 +192,10 @@ impl<T: Tier> Tier for FaultyTier<T> {
             self.delay();
         }
         self.inner.discard(offset, bytes)
+    }
+
+    fn homing(&self) -> Homing {
+        self.inner.homing()
     }
 }
 

@@ -26,7 +26,7 @@ pub(crate) use seal::{Place, Seal};
 pub(crate) use segments::Pin;
 pub(crate) use spill_file::{ReadFailure, SpillFile};
 pub(crate) use tiers::Tiers;
-pub(crate) use writer::{Refusal, Writer, Written};
+pub(crate) use writer::{Recall, Refusal, Writer, Written};
 
 /// Reads any bytes as a segment and shows the encoding and the payload of each record, opened or not. For the fuzzer.
 pub(crate) fn walk_any(bytes: &mut [u8], mut with: impl FnMut(u8, &[u8])) {
@@ -80,6 +80,23 @@ pub trait Tier: Send + Sync {
     /// # Errors
     /// When that is not possible; the store goes on as if it had been.
     fn discard(&self, offset: u64, bytes: u64) -> io::Result<()>;
+
+    /// Whether what lies here may stay. Asked when the store [calls back](crate::Store::recall) what is elsewhere.
+    fn homing(&self) -> Homing {
+        Homing::Stay
+    }
+}
+
+/// What is to become of what lies in a tier, if nobody asks for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Homing {
+    /// It is as good there as anywhere.
+    Stay,
+    /// It should come back as soon as there is room in RAM: the tier is lent.
+    Return,
+    /// It has to leave as soon as that is possible, for RAM or for the next tier.
+    Leave,
 }
 
 impl<T: Tier + ?Sized> Tier for Box<T> {
@@ -102,6 +119,10 @@ impl<T: Tier + ?Sized> Tier for Box<T> {
 
     fn discard(&self, offset: u64, bytes: u64) -> io::Result<()> {
         (**self).discard(offset, bytes)
+    }
+
+    fn homing(&self) -> Homing {
+        (**self).homing()
     }
 }
 

@@ -13,7 +13,7 @@ use super::record::{self, Extent, FILE_BYTES_MAX, Head, SEGMENT_BYTES, SEGMENT_H
 use super::seal::{Place, Seal};
 use super::segments::{Pin, Segments};
 use super::writer::SWEEPING;
-use super::{Spill, TIER_BLOCK_BYTES, Tier, Writer};
+use super::{Homing, Spill, TIER_BLOCK_BYTES, Tier, Writer};
 use crate::budget::Budget;
 use crate::codec::Encoding;
 use crate::error::{Error, ErrorKind};
@@ -73,6 +73,7 @@ pub(super) struct Counters {
     demoted: AtomicU64,
     fetched: AtomicU64,
     promoted: AtomicU64,
+    recalled: AtomicU64,
     read_failures: AtomicU64,
     damaged: AtomicU64,
 }
@@ -148,6 +149,11 @@ impl SpillFile {
 
     pub(crate) fn number(&self) -> u8 {
         self.number
+    }
+
+    /// What is to become of what lies in the file.
+    pub(crate) fn homing(&self) -> Homing {
+        self.tier.homing()
     }
 
     /// Whether so much of the file lives that there will be no room for more soon, however well it is cleaned.
@@ -355,8 +361,8 @@ impl SpillFile {
         })
     }
 
-    /// For the writer: reads a segment from its start and shows each record to `with`, still closed: dead ones are not worth the time, and
-    /// only what a word names may be believed.
+    /// Reads a segment from its start and shows each record to `with`, still closed: dead ones are not worth the time, and only what
+    /// a word names may be believed. The caller is the writer, or has pinned the segment, and nobody fills it any more.
     ///
     /// # Errors
     /// When not all of it could be read.
@@ -413,6 +419,10 @@ impl SpillFile {
         count(&self.counters.promoted);
     }
 
+    pub(crate) fn count_recalled(&self) {
+        count(&self.counters.recalled);
+    }
+
     pub(crate) fn stats(&self) -> SpillStats {
         let get = |counter: &AtomicU64| counter.load(Relaxed);
         let counters = &self.counters;
@@ -424,6 +434,7 @@ impl SpillFile {
             spilled: get(&counters.spilled),
             fetched: get(&counters.fetched),
             promoted: get(&counters.promoted),
+            recalled: get(&counters.recalled),
             writes: get(&counters.writes),
             written_bytes: get(&counters.written_bytes),
             write_failures: get(&counters.write_failures),

@@ -70,6 +70,8 @@ pub(crate) struct Writer {
     fills: u64,
     rest: Duration,
     rest_until: Option<Instant>,
+    /// Fillings from this one on were called back already, as far as they could be.
+    recalled: u64,
 }
 
 /// A zpage that was written, as it was copied.
@@ -78,6 +80,13 @@ pub(crate) struct Written<'a> {
     pub(crate) word: Word,
     pub(crate) extent: Extent,
     pub(crate) payload: &'a [u8],
+}
+
+/// A segment that is to come back to RAM.
+pub(crate) struct Recall<'a> {
+    pub(crate) number: u32,
+    pub(crate) fill: u64,
+    pub(crate) pin: Pin<'a>,
 }
 
 impl Writer {
@@ -93,6 +102,7 @@ impl Writer {
             fills: 0,
             rest: REST_MIN,
             rest_until: None,
+            recalled: u64::MAX,
         }
     }
 
@@ -154,6 +164,7 @@ impl Writer {
             let stale = file.segments.make(number, &file.budget).filled();
             file.counters.file_bytes.fetch_sub(stale.into(), Relaxed);
             self.fills += 1;
+            self.recalled = u64::MAX;
             file.segments.begin(number, self.fills, &file.budget);
             self.open = Some(Open { number, fill: self.fills, filled: 0 });
         }
@@ -284,6 +295,30 @@ impl Writer {
         let (number, segment) = all.min_by_key(|(_, segment)| segment.fill())?;
         segment.set_cleanings(CLEANED);
         Some((number, file.segments.pin(number)))
+    }
+
+    /// Goes on in another segment than the one that is being filled. The batch is empty.
+    pub(crate) fn end_segment(&mut self, file: &SpillFile) {
+        debug_assert!(self.is_empty());
+        if let Some(open) = self.open.take() {
+            file.segments.end(open.number);
+        }
+    }
+
+    /// The segment that was begun last of those that were not chosen since anything was begun, pinned: what lives in it is to come
+    /// back to RAM. The batch is empty, and goes on in another segment.
+    pub(crate) fn choose_to_recall<'a>(&mut self, file: &'a SpillFile) -> Option<Recall<'a>> {
+        self.end_segment(file);
+        let all =
+            file.segments.iter().filter(|(_, segment)| segment.live_bytes() > 0 && segment.fill() < self.recalled);
+        let (number, segment) = all.max_by_key(|(_, segment)| segment.fill())?;
+        self.recalled = segment.fill();
+        Some(Recall { number, fill: segment.fill(), pin: file.segments.pin(number) })
+    }
+
+    /// Has [`choose_to_recall`](Self::choose_to_recall) not pass a filling by for which there was no room in RAM.
+    pub(crate) fn may_recall_again(&mut self, fill: u64) {
+        self.recalled = self.recalled.max(fill + 1);
     }
 
     /// Has [`choose_to_demote`](Self::choose_to_demote) not pass a segment by for which the next file had no room.

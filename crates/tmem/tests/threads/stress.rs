@@ -8,7 +8,7 @@ use std::sync::RwLock;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
-use tmem::testing::Random;
+use tmem::testing::{Lent, Random};
 use tmem::{
     AllocatorKind, CodecKind, Config, Fault, FaultyTier, FileTier, PoolKind, PoolOptions, Spill, SpillStats, Store,
 };
@@ -71,11 +71,11 @@ fn spill(seed: u64) -> Spill {
     let tier = FileTier::unnamed(&std::env::temp_dir()).unwrap();
     let tier = FaultyTier::new(tier, Fault::Delay(Duration::from_millis(1)), 64, seed);
     let tier = FaultyTier::new(tier, Fault::FailDiscard, 4, seed);
-    Spill::new(FaultyTier::new(tier, Fault::TearWrite, 8, seed), SPILL_BYTES_MAX)
+    Spill::new(Lent::new(FaultyTier::new(tier, Fault::TearWrite, 8, seed)), SPILL_BYTES_MAX)
 }
 
 fn spilled_all_ways(spill: &SpillStats) -> bool {
-    let counts = [spill.spilled, spill.fetched, spill.promoted, spill.write_failures, spill.discards];
+    let counts = [spill.spilled, spill.fetched, spill.promoted, spill.recalled, spill.write_failures, spill.discards];
     counts.iter().all(|count| *count > 0)
 }
 
@@ -156,7 +156,8 @@ fn background(store: &Store, mut random: Random, done: &AtomicBool) {
             3 => drop(store.balance(None)),
             4..=5 => drop(store.recompress(Duration::from_micros(300))),
             6..=7 => drop(store.trim()),
-            8..=9 => std::thread::sleep(Duration::from_millis(1)),
+            8 => std::thread::sleep(Duration::from_millis(1)),
+            9 => drop(store.recall(256 << 10)),
             _ => drop(store.maintain()),
         }
         let stats = store.stats();
