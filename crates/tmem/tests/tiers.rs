@@ -43,7 +43,8 @@ fn page(index: u32) -> Page {
 
 /// What is got is flushed by its user, and does not come back to RAM.
 fn store_with(spills: impl IntoIterator<Item = Spill>) -> (Store, PoolId) {
-    let store = Store::new(Config::new(BUDGET).threads(1)).unwrap();
+    // Of several shards, each time others would hold what.
+    let store = Store::new(Config::new(BUDGET).threads(1).shards(1)).unwrap();
     spills.into_iter().for_each(|spill| store.add_spill(spill.flushed_after_gets()).unwrap());
     let pool = store.create_pool(PoolKind::Persistent, PoolOptions::default()).unwrap();
     (store, pool)
