@@ -1,6 +1,7 @@
 //! `cargo xtask ci`: everything that must hold, once. For long is in [`crate::soak`].
 
 use std::path::PathBuf;
+use std::time::Instant;
 
 use anyhow::{Context, bail};
 
@@ -13,23 +14,26 @@ use crate::project::{self, cargo, run};
 /// When any check failed; all of them are run first.
 pub fn ci() -> anyhow::Result<()> {
     let mut failed = Vec::new();
+    let mut since = Instant::now();
     let mut step = |name: &str, result: anyhow::Result<()>| {
         if let Err(error) = result {
             eprintln!("xtask: {error:#}");
             failed.push(name.to_owned());
         }
+        eprintln!("xtask: {name} took {} s", std::mem::replace(&mut since, Instant::now()).elapsed().as_secs());
         crate::interrupt::check()
     };
     step("format", run(&mut cargo(&["fmt", "--all", "--check"])))?;
-    let lints = ["clippy", "--workspace", "--all-targets", "--", "--deny", "warnings"];
+    // All in one profile, so that what is foreign is built once.
+    let lints = ["clippy", "--workspace", "--release", "--all-targets", "--", "--deny", "warnings"];
     step("lints", run(&mut cargo(&lints)))?;
-    let docs = ["doc", "--workspace", "--no-deps", "--document-private-items"];
+    let docs = ["doc", "--workspace", "--release", "--no-deps", "--document-private-items"];
     step("documentation", run(cargo(&docs).env("RUSTDOCFLAGS", "--deny warnings")))?;
     step("build", project::build_tmem().map(drop))?;
     step("documentation tests", run(&mut cargo(&["test", "--workspace", "--release", "--doc"])))?;
     step("benchmarks in short", benchmarks_in_short())?;
     step("tests with assertions", checked_tests())?;
-    step("tests", tests(false))?;
+    step("tests", tests(&["--exclude", "tmem"], false))?;
     if !failed.is_empty() {
         bail!("failed: {}", failed.join(", "));
     }
@@ -44,34 +48,23 @@ fn benchmarks_in_short() -> anyhow::Result<()> {
     run(&mut cargo(&["run", "--release", "--package", "xtask", "--", "bench", "alloc", "--quick"]))
 }
 
-/// The tests of the engine with `debug_assertions`: all others run without, as users do.
+/// The tests of the engine with `debug_assertions`: all others run without, as users do, and on the engine as it is then.
 fn checked_tests() -> anyhow::Result<()> {
-    let tests = [
-        "--lib",
-        "--test",
-        "model",
-        "--test",
-        "overwrite",
-        "--test",
-        "reclaim",
-        "--test",
-        "recompress",
-        "--test",
-        "saved",
-        "--test",
-        "spill",
-        "--test",
-        "threads",
-    ];
-    run(cargo(&["test", "--profile", "checked", "--package", "tmem"]).args(tests))
+    let package = ["--package", "tmem", "--no-fail-fast"];
+    let mut command = match project::installed("cargo-nextest") {
+        true => cargo(&["nextest", "run", "--cargo-profile", "checked"]),
+        false => cargo(&["test", "--profile", "checked", "--lib", "--tests"]),
+    };
+    run(command.args(package))
 }
 
-/// All tests, by nextest where that is installed.
-pub fn tests(long: bool) -> anyhow::Result<()> {
+/// All tests, by nextest where that is installed, but for those that are left out.
+pub fn tests(but: &[&str], long: bool) -> anyhow::Result<()> {
     let mut command = match project::installed("cargo-nextest") {
         true => cargo(&["nextest", "run", "--workspace", "--release", "--no-fail-fast"]),
         false => cargo(&["test", "--workspace", "--release", "--no-fail-fast", "--all-targets"]),
     };
+    command.args(but);
     if long {
         command.env("TMEM_LONG", "1");
     }
