@@ -12,10 +12,11 @@ use std::thread;
 use std::time::Duration;
 
 use common::disk::{Disk, Nbd};
+use common::host::Host;
 use common::pki::Pki;
 use common::{
-    Guard, Job, Linking, MIB, Outcome, can_run, folder, noise, noise_for, program, run_tmem, say, tmem_command,
-    wait_until,
+    Guard, Job, Linking, MIB, Outcome, can_run, folder, long, noise, noise_for, program, run_tmem, say, skip,
+    tmem_command, wait_until,
 };
 use serde_json::Value;
 use servers::{Cluster, Network, Proxy, Server, redis_is_there};
@@ -186,7 +187,7 @@ fn a_partition_of_the_only_peer_is_waited_for() {
     let cutter = thread::spawn(move || {
         wait_until_whole();
         proxy.set(Network::Partitioned);
-        thread::sleep(Duration::from_secs(8));
+        thread::sleep(Duration::from_secs(if long() { 30 } else { 8 }));
         proxy.set(Network::Good);
         proxy
     });
@@ -280,6 +281,53 @@ fn a_machine_that_lends_is_drained_while_a_program_runs() {
     assert_eq!(drainer.join().unwrap(), (0, String::new(), String::new()));
     assert_right(&outcome, 12);
     assert_eq!(figure(&outcome, "copies_lost"), 0);
+}
+
+/// Hosts with cables of their own: one is cut off for long and comes back, the server of another is killed, and all of them are
+/// reached through narrow cables.
+#[test]
+fn hosts_are_cut_off_and_killed() {
+    let name = "hosts_are_cut_off_and_killed";
+    if !can_run(name) || !redis_is_there() {
+        return;
+    }
+    if !long() {
+        return skip(name, "it takes minutes; TMEM_LONG=1 runs it");
+    }
+    let hosts = match [1, 2, 3].into_iter().map(Host::new).collect::<Result<Vec<_>, _>>() {
+        Ok(hosts) => hosts,
+        Err(why) => return skip(name, &format!("no hosts of their own here: {why}")),
+    };
+    if let Err(why) = hosts.iter().try_for_each(|host| host.narrow(400)) {
+        say(&format!("{name}: NOTE: the cables are as wide as they are: {why}"));
+    }
+    let folder = folder(name);
+    let password = folder.join("password");
+    fs::write(&password, "open sesame").unwrap();
+    let password = password.to_str().unwrap().to_owned();
+    let servers = [hosts[0].redis("open sesame"), hosts[1].redis("open sesame"), hosts[2].serve(&password)];
+    let addresses: Vec<_> = hosts.iter().map(|host| host.address.clone()).collect();
+    let peers = format!("redis://{}", addresses.join(","));
+    let rounds = 24;
+    let trouble = thread::spawn(move || {
+        let [cut_off, mut killed, stays] = servers;
+        wait_until_whole();
+        hosts[0].cut_off(true);
+        thread::sleep(Duration::from_secs(30));
+        hosts[0].cut_off(false);
+        wait_until_whole();
+        killed.signal(libc::SIGKILL);
+        assert!(killed.wait(Duration::from_secs(10)).is_some());
+        let started_again = hosts[1].redis("open sesame");
+        wait_until_whole();
+        (cut_off, started_again, stays, hosts)
+    });
+    let outcome = remote(name, noise_for(96, rounds), 48, &["--remote", &peers, "--remote-password-file", &password]);
+    drop(trouble.join().unwrap());
+    assert_right(&outcome, rounds);
+    assert!(figure(&outcome, "replicated") > 300, "{}", outcome.stderr_text());
+    assert_eq!(figure(&outcome, "copies"), 2);
+    fs::remove_dir_all(folder).unwrap();
 }
 
 /// What a program keeps that needs less now comes home although nobody asks for it, and the peer has its RAM again.

@@ -23,14 +23,25 @@ enum Fault {
     Killed,
     Partitioned,
     Slow,
+    Lossy,
+    Narrow,
     Corrupt,
     Full,
     /// Killed in the middle of the phase, and started again at its end.
     KilledLater,
 }
 
-const FAULTS: [Fault; 7] =
-    [Fault::Restarted, Fault::Killed, Fault::Partitioned, Fault::Slow, Fault::Corrupt, Fault::Full, Fault::KilledLater];
+const FAULTS: [Fault; 9] = [
+    Fault::Restarted,
+    Fault::Killed,
+    Fault::Partitioned,
+    Fault::Slow,
+    Fault::Lossy,
+    Fault::Narrow,
+    Fault::Corrupt,
+    Fault::Full,
+    Fault::KilledLater,
+];
 
 struct World {
     random: Random,
@@ -91,6 +102,8 @@ fn schedule(seed: u64, servers: &mut [Server], proxies: &[Proxy]) -> u64 {
             Fault::Killed => server.kill(),
             Fault::Partitioned => proxy.set(Network::Partitioned),
             Fault::Slow => proxy.set(Network::Slow(2)),
+            Fault::Lossy => proxy.set(Network::Lossy(50)),
+            Fault::Narrow => proxy.set(Network::Narrow(8 << 10)),
             Fault::Corrupt => proxy.set(Network::Corrupt(20)),
             Fault::Full => assert_eq!(server.cli(&["config", "set", "maxmemory", "1mb"]), "OK"),
             Fault::KilledLater => {}

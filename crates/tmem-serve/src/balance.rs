@@ -2,7 +2,8 @@
 //!
 //! One thread that is never idle answers small commands faster than two that have to be woken for each, as long as clients need the other
 //! processors themselves; when there are processors idle and those that serve are busy, there have to be more. So it is measured: how
-//! busy the threads are, how idle the machine is, and how many commands come at once.
+//! busy the threads are, how idle the machine is, and how many commands come at once. Whether one more is of use is tried out: if not
+//! clearly more commands are answered with it, it rests again, each time for longer.
 
 use std::fs;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
@@ -18,6 +19,14 @@ const NONE_IDLE: f64 = 0.1;
 const FEW_COMMANDS: f64 = 2.0;
 /// So many looks in a row have to agree.
 const LOOKS: i32 = 2;
+/// One more thread has to be worth so much, or it rests.
+const GAIN: f64 = 1.1;
+/// Looks until that is judged: the first is of the time before and after.
+const TRIAL_LOOKS: u32 = 4;
+/// Looks for which it rests after the first time that it was of no use, and at most.
+const REST_LOOKS: (u32, u32) = (20, 600);
+/// With so much more or less to do than when it was tried last it is tried at once: something else is asked for.
+const CHANGE: f64 = 1.25;
 
 /// What was measured between two looks.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -28,6 +37,8 @@ struct Look {
     idle: f64,
     /// Commands for each time that something was read.
     commands_at_once: f64,
+    /// Commands a second.
+    rate: f64,
 }
 
 /// Decides how many threads serve.
@@ -67,11 +78,34 @@ pub struct Looker {
     counts: (u64, u64),
     /// Looks in a row that asked for more, or, if negative, for fewer.
     agreed: i32,
+    trial: Option<Trial>,
+    /// Looks until one more is tried again, and how many there were the last time; and what was done then without it.
+    rests: (u32, u32),
+    tried_rate: f64,
+}
+
+/// One more thread than before serves for a while.
+#[derive(Clone, Copy, Debug)]
+struct Trial {
+    /// Commands a second without it.
+    rate: f64,
+    looks: u32,
+    /// Commands a second with it, summed up over the looks but for the first.
+    sum: f64,
 }
 
 impl Looker {
     pub fn new() -> Self {
-        Self { at: Instant::now(), busy_ns: busy_ns(), idle_ticks: idle_ticks(), counts: (0, 0), agreed: 0 }
+        Self {
+            at: Instant::now(),
+            busy_ns: busy_ns(),
+            idle_ticks: idle_ticks(),
+            counts: (0, 0),
+            agreed: 0,
+            trial: None,
+            rests: (0, 0),
+            tried_rate: 0.0,
+        }
     }
 
     /// Looks, and says how many threads should serve. `counts` are commands and reads so far.
@@ -81,6 +115,7 @@ impl Looker {
         let look = Look {
             busy: busy_ns.saturating_sub(self.busy_ns) as f64 / 1e9 / seconds,
             idle: idle_ticks.saturating_sub(self.idle_ticks) as f64 / TICKS / seconds,
+            rate: (counts.0 - self.counts.0) as f64 / seconds,
             commands_at_once: (counts.0 - self.counts.0) as f64 / (counts.1 - self.counts.1).max(1) as f64,
         };
         (self.at, self.busy_ns, self.idle_ticks, self.counts) = (Instant::now(), busy_ns, idle_ticks, counts);
@@ -88,7 +123,21 @@ impl Looker {
     }
 
     fn judge(&mut self, look: Look, active: usize, most: usize) -> usize {
-        let wish = if active < most && look.busy > BUSY * active as f64 && look.idle > IDLE {
+        if let Some(mut trial) = self.trial.take() {
+            if look.busy < BUSY * (active - 1) as f64 {
+                // There is less to do than before, with or without it.
+                return active;
+            }
+            trial.looks += 1;
+            trial.sum += if trial.looks == 1 { 0.0 } else { look.rate };
+            if trial.looks < TRIAL_LOOKS {
+                self.trial = Some(trial);
+                return active;
+            }
+            return self.judge_trial(trial, active);
+        }
+        self.rests.0 = self.rests.0.saturating_sub(1);
+        let wish = if active < most && look.busy > BUSY * active as f64 && look.idle > IDLE && self.may_try(look) {
             1
         } else if active > 1 && look.idle < NONE_IDLE && look.commands_at_once < FEW_COMMANDS {
             -1
@@ -100,7 +149,27 @@ impl Looker {
             return active;
         }
         self.agreed = 0;
+        if wish > 0 {
+            self.trial = Some(Trial { rate: look.rate, looks: 0, sum: 0.0 });
+        }
         active.saturating_add_signed(wish as isize)
+    }
+
+    fn may_try(&self, look: Look) -> bool {
+        let change = look.rate / self.tried_rate.max(1.0);
+        self.rests.0 == 0 || !(1.0 / CHANGE..CHANGE).contains(&change)
+    }
+
+    /// Keeps the thread that was tried, or lets it rest.
+    fn judge_trial(&mut self, trial: Trial, active: usize) -> usize {
+        if trial.sum / f64::from(TRIAL_LOOKS - 1) > GAIN * trial.rate {
+            self.rests = (0, 0);
+            return active;
+        }
+        let rest = (2 * self.rests.1).clamp(REST_LOOKS.0, REST_LOOKS.1);
+        self.rests = (rest, rest);
+        self.tried_rate = trial.rate;
+        active - 1
     }
 }
 
@@ -132,8 +201,11 @@ mod tests {
     #[test]
     fn more_serve_when_processors_are_idle_and_fewer_when_waking_is_all_they_do() {
         let mut looker = Looker::new();
-        let mut judge = |look: Look, active| (0..LOOKS).fold(active, |active, _| looker.judge(look, active, 4));
-        let look = |busy, idle, commands_at_once| Look { busy, idle, commands_at_once };
+        let mut judge = |look: Look, active| {
+            looker.trial = None;
+            (0..LOOKS).fold(active, |active, _| looker.judge(look, active, 4))
+        };
+        let look = |busy, idle, commands_at_once| Look { busy, idle, commands_at_once, rate: 1000.0 };
         assert_eq!(judge(look(0.95, 2.0, 1.0), 1), 2);
         assert_eq!(judge(look(0.95, 0.1, 16.0), 1), 1, "no processor is idle");
         assert_eq!(judge(look(0.5, 3.0, 1.0), 1), 1, "it has time");
@@ -141,9 +213,38 @@ mod tests {
         assert_eq!(judge(look(1.6, 0.0, 16.0), 2), 2, "they have much to do");
         assert_eq!(judge(look(4.0, 5.0, 16.0), 4), 4, "there are no more");
         // One look is no reason.
+        looker.trial = None;
         assert_eq!(looker.judge(look(0.95, 2.0, 1.0), 1, 4), 1);
         assert_eq!(looker.judge(look(0.1, 2.0, 1.0), 1, 4), 1);
         assert_eq!(looker.judge(look(0.95, 2.0, 1.0), 1, 4), 1);
         assert!(idle_ticks() > 0);
+    }
+
+    /// How many looks of a second it had two threads serve, with so many commands a second for one and for two.
+    fn looks_with_two(looker: &mut Looker, looks: u32, one: f64, two: f64) -> u32 {
+        let (mut active, mut with_two) = (1, 0);
+        for _ in 0..looks {
+            with_two += u32::from(active == 2);
+            let rate = if active == 2 { two } else { one };
+            active =
+                looker.judge(Look { busy: 0.95 * active as f64, idle: 0.3, commands_at_once: 1.0, rate }, active, 2);
+        }
+        with_two
+    }
+
+    #[test]
+    fn one_more_serves_if_that_is_of_use_and_rests_if_not() {
+        assert!(looks_with_two(&mut Looker::new(), 1000, 50_000.0, 80_000.0) > 990);
+        let mut looker = Looker::new();
+        let tried = looks_with_two(&mut looker, 1000, 50_000.0, 51_000.0);
+        assert!((8..40).contains(&tried), "{tried}");
+        // There is much more to do than then, or much less.
+        assert!(looks_with_two(&mut looker, 100, 70_000.0, 100_000.0) > 90);
+        looks_with_two(&mut looker, 100, 50_000.0, 51_000.0);
+        assert!(looks_with_two(&mut looker, 100, 20_000.0, 30_000.0) > 90);
+        // Nobody asks for anything: that says nothing.
+        let none = Look { busy: 0.0, idle: 2.0, commands_at_once: 0.0, rate: 0.0 };
+        looker.trial = Some(Trial { rate: 50_000.0, looks: 1, sum: 0.0 });
+        assert_eq!((looker.judge(none, 2, 2), looker.trial.is_none()), (2, true));
     }
 }

@@ -360,14 +360,15 @@ impl Shard {
             ground.around.make_room(more as u64)?;
         }
         let record = Record { db: name.db, key, value };
-        let place = if record.bytes() <= RECORD_BYTES_MAX {
-            self.append(ground, &record)?
-        } else {
-            self.write_large(ground, key, value)?
-        };
-        // What there was before may have moved when a page was taken apart.
-        if let Some(before) = self.table.get(&name.hash).copied() {
-            self.forget(ground, Place::from_bits(before.place));
+        let is_small = record.bytes() <= RECORD_BYTES_MAX;
+        let place =
+            if is_small { self.append(ground, &record)? } else { self.write_large(ground, before, key, value)? };
+        // What there was before may have moved when a page was taken apart, and a large value may have been written over.
+        let before = self.table.get(&name.hash).map(|before| Place::from_bits(before.place));
+        let same_page =
+            matches!((before, place), (Some(Place::Large { page: old, .. }), Place::Large { page, .. }) if old == page);
+        if let Some(before) = before.filter(|_| !same_page) {
+            self.forget(ground, before);
         }
         self.enter(name, Entry::new(place.to_bits(), at, name.db));
         self.clean(ground);
@@ -429,12 +430,30 @@ impl Shard {
         Ok(first)
     }
 
-    /// Writes a value, and its key behind it, to pages of its own.
-    fn write_large(&mut self, ground: Ground<'_>, key: &[u8], value: &[u8]) -> Result<Place, Full> {
+    /// Writes a value, and its key behind it, to pages of its own: those that the value before has, if only the first of them changes
+    /// by that, which the store replaces or leaves as it is.
+    fn write_large(
+        &mut self,
+        ground: Ground<'_>,
+        before: Option<Entry>,
+        key: &[u8],
+        value: &[u8],
+    ) -> Result<Place, Full> {
         let all = value.len() + TAIL_BYTES + key.len();
+        let tail = (key.len() as u32).to_le_bytes();
+        if let Some(Place::Large { page, bytes: old }) = before.map(|before| Place::from_bits(before.place)) {
+            let old = old as usize;
+            let fits = all.max(old + TAIL_BYTES + key.len()) <= PAGE_SIZE;
+            if fits || (old == value.len() && old <= PAGE_SIZE) {
+                let mut first = [0; PAGE_SIZE];
+                first[..value.len()].copy_from_slice(value);
+                first[value.len()..].iter_mut().zip(tail.iter().chain(key)).for_each(|(to, byte)| *to = *byte);
+                ground.store.overwrite(self.key_of(ground, page), &first).map_err(|_| Full)?;
+                return Ok(Place::Large { page, bytes: value.len() as u32 });
+            }
+        }
         let count = all.div_ceil(PAGE_SIZE);
         let first = self.take_numbers(ground, count)?;
-        let tail = (key.len() as u32).to_le_bytes();
         let rest = [&value[value.len() / PAGE_SIZE * PAGE_SIZE..], &tail, key].concat();
         let (whole, _) = value.as_chunks::<PAGE_SIZE>();
         let (rest_whole, end) = rest.as_chunks::<PAGE_SIZE>();

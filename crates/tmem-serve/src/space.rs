@@ -425,7 +425,7 @@ mod tests {
     #[test]
     fn a_machine_that_is_short_lends_nothing_more() {
         const GIB: u64 = 1 << 30;
-        let machine = |available_bytes| Machine { total_bytes: 16 * GIB, available_bytes };
+        let machine = |available_bytes| Machine { available_bytes, reserve_bytes: GIB };
         for drops in [false, true] {
             let space = space(64 << 20, drops);
             let mut random = Random::new(4);
@@ -451,6 +451,39 @@ mod tests {
             space.note_machine(machine(8 * GIB));
             space.keep_up();
             assert_eq!((space.withheld_bytes(), write(6000, 7000)), (0, 1000));
+        }
+    }
+
+    /// One put, and no pages more or less, as long as only the first page changes; and the key behind it stays right.
+    #[test]
+    fn a_large_value_is_written_over_where_it_lies() {
+        let space = space(16 << 20, false);
+        let mut random = Random::new(5);
+        let (mut pages, mut puts) = (0, 0);
+        for (bytes, in_place) in [
+            (4096, false),
+            (4096, true),
+            (4096, true),
+            (3000, false),
+            (3500, true),
+            (4000, true),
+            (4090, false),
+            (4090, true),
+            (8192, false),
+            (8192, false),
+        ] {
+            let value: Vec<u8> = (0..bytes).map(|_| random.number() as u8).collect();
+            set(&space, 0, b"a key of some length", &value, Expiry::At(0)).unwrap();
+            assert_eq!(get(&space, 0, b"a key of some length"), Some(value));
+            let stats = space.store().stats();
+            if in_place {
+                assert_eq!((stats.pages, stats.puts), (pages, puts + 1), "{bytes} bytes");
+            }
+            (pages, puts) = (stats.pages, stats.puts);
+            assert_eq!(pages, (bytes as u64 + 24).div_ceil(4096), "{bytes} bytes");
+            let mut shown = Vec::new();
+            space.lock_all().scan(0, 0, usize::MAX, |key| shown.push(key));
+            assert_eq!(shown, [b"a key of some length"]);
         }
     }
 

@@ -8,6 +8,7 @@
 
 mod compile;
 pub mod disk;
+pub mod host;
 mod job;
 pub mod pki;
 mod sample;

@@ -150,6 +150,10 @@ pub enum Network {
     Good,
     /// Every piece waits for so many milliseconds.
     Slow(u64),
+    /// One piece in so many is lost, and sent again as TCP does that.
+    Lossy(u64),
+    /// So many KiB pass in a second.
+    Narrow(u64),
     /// Nothing arrives, and nobody is told.
     Partitioned,
     /// One piece in so many of what the server says has a wrong bit.
@@ -198,6 +202,9 @@ impl Drop for Proxy {
     }
 }
 
+/// How long Linux waits at least before it sends again what nobody confirmed.
+const RESENT_AFTER: Duration = Duration::from_millis(200);
+
 fn pass(mut from: TcpStream, mut to: TcpStream, network: &Mutex<Network>, answers: bool) {
     static PIECES: AtomicU64 = AtomicU64::new(1);
     let mut piece = vec![0; 64 << 10];
@@ -206,6 +213,12 @@ fn pass(mut from: TcpStream, mut to: TcpStream, network: &Mutex<Network>, answer
         match now {
             Network::Good => {}
             Network::Slow(ms) => thread::sleep(Duration::from_millis(ms)),
+            Network::Lossy(one_in) => {
+                if PIECES.fetch_add(1, Relaxed).is_multiple_of(one_in) {
+                    thread::sleep(RESENT_AFTER);
+                }
+            }
+            Network::Narrow(kib) => thread::sleep(Duration::from_secs_f64(len as f64 / (kib << 10) as f64)),
             Network::Partitioned => {
                 while *network.lock().unwrap() == Network::Partitioned {
                     thread::sleep(Duration::from_millis(5));
