@@ -1,12 +1,8 @@
 #!/bin/sh
 # memtester over MIB; prints how many of its tests say ok and its exit status. It locks its memory if it may, and locked memory is not
 # evicted; "unlocked" takes that permission away first, so that the tester runs on memory that comes and goes.
-# With "short", two of its tests are left out that are two thirds of all sweeps: block sequential and bit flip.
-# usage: memtester.sh [MIB] [locked|unlocked] [short]
+# usage: memtester.sh [MIB] [locked|unlocked]
 set -eu
-if [ "${3:-}" = short ]; then
-    export MEMTESTER_TEST_MASK=$((0x1ffff & ~(1 << 9) & ~(1 << 12)))
-fi
 if [ "${2:-unlocked}" = unlocked ]; then
     ulimit -l 0
     if [ "$(id -u)" = 0 ]; then

@@ -72,6 +72,15 @@ fn serve(words: &[&str]) -> (Guard, String) {
     (Guard(child), line.trim().to_owned())
 }
 
+/// Drains a server once much is there and ends it; what `tmem remote drain` said.
+fn drain_and_end(mut server: Guard, url: &str) -> (i32, String, String) {
+    wait_until_whole();
+    let drained = run_tmem(&["remote", "drain", url]);
+    server.signal(libc::SIGTERM);
+    assert!(server.wait(Duration::from_secs(10)).is_some_and(|status| status.success()));
+    drained
+}
+
 #[test]
 fn noise_fits_into_other_machines_and_nothing_stays_there() {
     let name = "noise_fits_into_other_machines_and_nothing_stays_there";
@@ -267,16 +276,10 @@ fn a_machine_that_lends_is_drained_while_a_program_runs() {
     if !can_run(name) {
         return;
     }
-    let (mut one, first) = serve(&["--listen", "127.0.0.1:0"]);
+    let (one, first) = serve(&["--listen", "127.0.0.1:0"]);
     let (_two, second) = serve(&["--listen", "127.0.0.1:0"]);
     let peers = format!("{first},{second}");
-    let drainer = thread::spawn(move || {
-        wait_until_whole();
-        let drained = run_tmem(&["remote", "drain", &first]);
-        one.signal(libc::SIGTERM);
-        assert!(one.wait(Duration::from_secs(10)).is_some_and(|status| status.success()));
-        drained
-    });
+    let drainer = thread::spawn(move || drain_and_end(one, &first));
     let outcome = remote(name, noise_for(96, 12), 48, &["--remote", &peers, "--copies", "1"]);
     assert_eq!(drainer.join().unwrap(), (0, String::new(), String::new()));
     assert_right(&outcome, 12);
@@ -360,15 +363,9 @@ fn the_only_peer_is_drained_to_the_spill_file() {
     if !can_run(name) {
         return;
     }
-    let (mut one, peer) = serve(&["--listen", "127.0.0.1:0"]);
+    let (one, peer) = serve(&["--listen", "127.0.0.1:0"]);
     let drained = peer.clone();
-    let drainer = thread::spawn(move || {
-        wait_until_whole();
-        let drained = run_tmem(&["remote", "drain", &drained]);
-        one.signal(libc::SIGTERM);
-        assert!(one.wait(Duration::from_secs(10)).is_some_and(|status| status.success()));
-        drained
-    });
+    let drainer = thread::spawn(move || drain_and_end(one, &drained));
     let folder = folder(name);
     let outcome = remote(name, noise_for(96, 12), 48, &["--remote", &peer, "--spill", folder.to_str().unwrap()]);
     assert_eq!(drainer.join().unwrap(), (0, String::new(), String::new()));

@@ -23,7 +23,7 @@ use crate::index::{LEAF_SLOTS, Place, Slot, Word};
 use crate::page::payload_check;
 use crate::stats::SpillStats;
 use crate::sync::read;
-use crate::tier::{Extent, Head, Homing, Pin, Recall, Refusal, Spill, SpillFile, Writer, Written};
+use crate::tier::{Extent, Head, Homing, Pin, Refusal, Spill, SpillFile, Writer, Written};
 
 /// The file is cleaned when more than this part of what is alive is dead.
 const DEAD_PART: u64 = 4;
@@ -217,7 +217,7 @@ impl Store {
         while goes_on(done) {
             // Whoever is writing there has no room.
             let Some(mut writer) = file.try_writer() else { break };
-            let Some(Recall { number, fill, pin }) = writer.choose_to_recall(file) else { break };
+            let Some((number, pin)) = writer.choose_to_recall(file) else { break };
             // With the pin, nobody writes there while it is read.
             drop(writer);
             // What could not be read is counted there.
@@ -232,7 +232,7 @@ impl Store {
                 }
             });
             if !goes_on(done) {
-                file.writer().may_recall_again(fill);
+                file.writer().may_recall_again(pin.fill);
             }
         }
         done

@@ -26,7 +26,7 @@ pub(crate) use seal::{Place, Seal};
 pub(crate) use segments::Pin;
 pub(crate) use spill_file::{ReadFailure, SpillFile};
 pub(crate) use tiers::Tiers;
-pub(crate) use writer::{Recall, Refusal, Writer, Written};
+pub(crate) use writer::{Refusal, Writer, Written};
 
 /// Reads any bytes as a segment and shows the encoding and the payload of each record, opened or not. For the fuzzer.
 pub(crate) fn walk_any(bytes: &mut [u8], mut with: impl FnMut(u8, &[u8])) {

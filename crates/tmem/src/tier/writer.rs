@@ -82,13 +82,6 @@ pub(crate) struct Written<'a> {
     pub(crate) payload: &'a [u8],
 }
 
-/// A segment that is to come back to RAM.
-pub(crate) struct Recall<'a> {
-    pub(crate) number: u32,
-    pub(crate) fill: u64,
-    pub(crate) pin: Pin<'a>,
-}
-
 impl Writer {
     /// With a batch that is no large part of the budget.
     pub(super) fn new(budget_bytes: u64) -> Self {
@@ -307,13 +300,13 @@ impl Writer {
 
     /// The segment that was begun last of those that were not chosen since anything was begun, pinned: what lives in it is to come
     /// back to RAM. The batch is empty, and goes on in another segment.
-    pub(crate) fn choose_to_recall<'a>(&mut self, file: &'a SpillFile) -> Option<Recall<'a>> {
+    pub(crate) fn choose_to_recall<'a>(&mut self, file: &'a SpillFile) -> Option<(u32, Pin<'a>)> {
         self.end_segment(file);
         let all =
             file.segments.iter().filter(|(_, segment)| segment.live_bytes() > 0 && segment.fill() < self.recalled);
         let (number, segment) = all.max_by_key(|(_, segment)| segment.fill())?;
         self.recalled = segment.fill();
-        Some(Recall { number, fill: segment.fill(), pin: file.segments.pin(number) })
+        Some((number, file.segments.pin(number)))
     }
 
     /// Has [`choose_to_recall`](Self::choose_to_recall) not pass a filling by for which there was no room in RAM.
