@@ -2,8 +2,9 @@
 //!
 //! One thread that is never idle answers small commands faster than two that have to be woken for each, as long as clients need the other
 //! processors themselves; when there are processors idle and those that serve are busy, there have to be more. So it is measured: how
-//! busy the threads are, how idle the machine is, and how many commands come at once. Whether one more is of use is tried out: if not
-//! clearly more commands are answered with it, it rests again, each time for longer.
+//! busy the threads are, how idle the machine is, and how many commands come at once. Whether one more or one fewer is better is tried
+//! out: one more stays if clearly more is answered with it, one fewer if hardly less is; then nothing is tried for a while, for longer
+//! each time, unless there is much more or less to do than before.
 
 use std::fs;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
@@ -13,20 +14,24 @@ use std::time::Instant;
 const BUSY: f64 = 0.8;
 /// A processor that is idle for so much of the time can serve.
 const IDLE: f64 = 0.15;
-/// All processors are as good as busy if there is less.
-const NONE_IDLE: f64 = 0.1;
-/// With fewer commands at a time, waking takes longer than working.
+/// With fewer commands at a time, waking may take longer than working.
 const FEW_COMMANDS: f64 = 2.0;
 /// So many looks in a row have to agree.
 const LOOKS: i32 = 2;
 /// One more thread has to be worth so much, or it rests.
 const GAIN: f64 = 1.1;
+/// One fewer may cost so much: it leaves a processor to others.
+const LOSS: f64 = 0.97;
+/// If it costs so much, it does not have to be tried any longer.
+const GREAT_LOSS: f64 = 0.8;
 /// Looks until that is judged: the first is of the time before and after.
 const TRIAL_LOOKS: u32 = 4;
-/// Looks for which it rests after the first time that it was of no use, and at most.
+/// Looks for which nothing is tried after the first time, and at most.
 const REST_LOOKS: (u32, u32) = (20, 600);
-/// With so much more or less to do than when it was tried last it is tried at once: something else is asked for.
+/// With so much more or less to do than when something was tried last it is tried soon: something else is asked for.
 const CHANGE: f64 = 1.25;
+/// Looks until then, at least.
+const CHANGE_LOOKS: u32 = 5;
 
 /// What was measured between two looks.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -79,18 +84,20 @@ pub struct Looker {
     /// Looks in a row that asked for more, or, if negative, for fewer.
     agreed: i32,
     trial: Option<Trial>,
-    /// Looks until one more is tried again, and how many there were the last time; and what was done then without it.
-    rests: (u32, u32),
+    /// Looks since something was tried, for how many nothing is, and what was done then.
+    since_trial: u32,
+    rest: u32,
     tried_rate: f64,
 }
 
-/// One more thread than before serves for a while.
+/// One thread more or fewer than before serves for a while.
 #[derive(Clone, Copy, Debug)]
 struct Trial {
-    /// Commands a second without it.
+    /// Threads before, and commands a second with them.
+    before: usize,
     rate: f64,
     looks: u32,
-    /// Commands a second with it, summed up over the looks but for the first.
+    /// Commands a second since, summed up over the looks but for the first.
     sum: f64,
 }
 
@@ -103,7 +110,8 @@ impl Looker {
             counts: (0, 0),
             agreed: 0,
             trial: None,
-            rests: (0, 0),
+            since_trial: 0,
+            rest: 0,
             tried_rate: 0.0,
         }
     }
@@ -123,23 +131,15 @@ impl Looker {
     }
 
     fn judge(&mut self, look: Look, active: usize, most: usize) -> usize {
-        if let Some(mut trial) = self.trial.take() {
-            if look.busy < BUSY * (active - 1) as f64 {
-                // There is less to do than before, with or without it.
-                return active;
-            }
-            trial.looks += 1;
-            trial.sum += if trial.looks == 1 { 0.0 } else { look.rate };
-            if trial.looks < TRIAL_LOOKS {
-                self.trial = Some(trial);
-                return active;
-            }
-            return self.judge_trial(trial, active);
+        self.since_trial = self.since_trial.saturating_add(1);
+        if let Some(trial) = self.trial.take() {
+            return self.go_on(trial, look, active);
         }
-        self.rests.0 = self.rests.0.saturating_sub(1);
-        let wish = if active < most && look.busy > BUSY * active as f64 && look.idle > IDLE && self.may_try(look) {
+        let wish = if !self.may_try(look) {
+            0
+        } else if active < most && look.busy > BUSY * active as f64 && look.idle > IDLE {
             1
-        } else if active > 1 && look.idle < NONE_IDLE && look.commands_at_once < FEW_COMMANDS {
+        } else if active > 1 && look.commands_at_once < FEW_COMMANDS && look.busy > IDLE {
             -1
         } else {
             0
@@ -149,27 +149,40 @@ impl Looker {
             return active;
         }
         self.agreed = 0;
-        if wish > 0 {
-            self.trial = Some(Trial { rate: look.rate, looks: 0, sum: 0.0 });
-        }
+        self.trial = Some(Trial { before: active, rate: look.rate, looks: 0, sum: 0.0 });
         active.saturating_add_signed(wish as isize)
     }
 
     fn may_try(&self, look: Look) -> bool {
         let change = look.rate / self.tried_rate.max(1.0);
-        self.rests.0 == 0 || !(1.0 / CHANGE..CHANGE).contains(&change)
+        self.since_trial >= self.rest
+            || (self.since_trial >= CHANGE_LOOKS && !(1.0 / CHANGE..CHANGE).contains(&change))
     }
 
-    /// Keeps the thread that was tried, or lets it rest.
-    fn judge_trial(&mut self, trial: Trial, active: usize) -> usize {
-        if trial.sum / f64::from(TRIAL_LOOKS - 1) > GAIN * trial.rate {
-            self.rests = (0, 0);
+    /// Goes on with what is tried, or judges it.
+    fn go_on(&mut self, mut trial: Trial, look: Look, active: usize) -> usize {
+        let is_more = active > trial.before;
+        if is_more && look.busy < BUSY * trial.before as f64 {
+            // There is less to do than before, with or without it.
             return active;
         }
-        let rest = (2 * self.rests.1).clamp(REST_LOOKS.0, REST_LOOKS.1);
-        self.rests = (rest, rest);
-        self.tried_rate = trial.rate;
-        active - 1
+        trial.looks += 1;
+        trial.sum += if trial.looks == 1 { 0.0 } else { look.rate };
+        let ends = !is_more && look.rate < GREAT_LOSS * trial.rate;
+        if trial.looks < TRIAL_LOOKS && !ends {
+            self.trial = Some(trial);
+            return active;
+        }
+        let rate = trial.sum / f64::from(TRIAL_LOOKS - 1);
+        let stays = !ends && rate > trial.rate * if is_more { GAIN } else { LOSS };
+        self.rest = (2 * self.rest).clamp(REST_LOOKS.0, REST_LOOKS.1);
+        // Something else is asked for than before.
+        if !(1.0 / CHANGE..CHANGE).contains(&(trial.rate / self.tried_rate.max(1.0))) {
+            self.rest = REST_LOOKS.0;
+        }
+        self.since_trial = 0;
+        self.tried_rate = if stays { rate } else { trial.rate };
+        if stays { active } else { trial.before }
     }
 }
 
@@ -220,6 +233,23 @@ mod tests {
         assert!(idle_ticks() > 0);
     }
 
+    #[test]
+    fn one_fewer_serves_if_that_costs_little() {
+        // What was right for many commands at once may be wrong for one at a time.
+        let with = |rates: [f64; 2], commands_at_once| {
+            let (mut looker, mut active) = (Looker::new(), 2);
+            for _ in 0..100 {
+                let look = Look { busy: active as f64, idle: 0.3, commands_at_once, rate: rates[active - 1] };
+                active = looker.judge(look, active, 2);
+            }
+            active
+        };
+        assert_eq!(with([120_000.0, 110_000.0], 1.0), 1);
+        assert_eq!(with([109_000.0, 110_000.0], 1.0), 1);
+        assert_eq!(with([100_000.0, 110_000.0], 1.0), 2);
+        assert_eq!(with([120_000.0, 110_000.0], 16.0), 2, "it is not tried");
+    }
+
     /// How many looks of a second it had two threads serve, with so many commands a second for one and for two.
     fn looks_with_two(looker: &mut Looker, looks: u32, one: f64, two: f64) -> u32 {
         let (mut active, mut with_two) = (1, 0);
@@ -244,7 +274,7 @@ mod tests {
         assert!(looks_with_two(&mut looker, 100, 20_000.0, 30_000.0) > 90);
         // Nobody asks for anything: that says nothing.
         let none = Look { busy: 0.0, idle: 2.0, commands_at_once: 0.0, rate: 0.0 };
-        looker.trial = Some(Trial { rate: 50_000.0, looks: 1, sum: 0.0 });
+        looker.trial = Some(Trial { before: 1, rate: 50_000.0, looks: 1, sum: 0.0 });
         assert_eq!((looker.judge(none, 2, 2), looker.trial.is_none()), (2, true));
     }
 }
