@@ -155,8 +155,7 @@ impl Looker {
 
     fn may_try(&self, look: Look) -> bool {
         let change = look.rate / self.tried_rate.max(1.0);
-        self.since_trial >= self.rest
-            || (self.since_trial >= CHANGE_LOOKS && !(1.0 / CHANGE..CHANGE).contains(&change))
+        self.since_trial >= self.rest || (self.since_trial >= CHANGE_LOOKS && !(1.0 / CHANGE..CHANGE).contains(&change))
     }
 
     /// Goes on with what is tried, or judges it.

@@ -16,6 +16,10 @@ use std::sync::atomic::AtomicU32;
 use crate::error::{Error, ErrorKind};
 use crate::page::PAGE_SIZE;
 
+/// What a processor loads at a time.
+#[cfg(all(target_arch = "x86_64", not(miri)))]
+const CACHE_LINE: usize = 64;
+
 /// The reserved range. All offsets are in bytes from its start.
 pub(crate) struct Frames {
     base: NonNull<u8>,
@@ -70,6 +74,18 @@ impl Frames {
         );
         // SAFETY: the assertion keeps the address inside of the mapping.
         unsafe { self.base.as_ptr().add(offset) }
+    }
+
+    /// Asks for the cache lines of a range before they are needed, all at once: read one after the other, those of a cold zpage
+    /// take a third longer. What lies behind the end is left out. Nothing is read, so that it does not matter who writes there.
+    pub(crate) fn prefetch(&self, offset: usize, len: usize) {
+        #[cfg(all(target_arch = "x86_64", not(miri)))]
+        for line in (offset..(offset + len).min(self.bytes)).step_by(CACHE_LINE) {
+            // SAFETY: in bounds; and a prefetch neither reads nor faults.
+            unsafe { std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(self.at(line, 1).cast()) };
+        }
+        #[cfg(not(all(target_arch = "x86_64", not(miri))))]
+        let _ = (offset, len);
     }
 
     /// The bytes of a zpage.

@@ -31,6 +31,8 @@ pub(super) const AGED: u32 = 1 << 21;
 /// Recompression has tried and won nothing.
 pub(super) const DENSE: u32 = 1 << 22;
 const OWNER_SHIFT: u32 = 24;
+/// What is asked for of a payload before its length is known.
+const PREFETCH_BYTES: usize = 1024;
 /// Bits of an [`Owner`].
 pub(crate) const OWNER_BITS: u32 = 32 + 32 - OWNER_SHIFT;
 
@@ -135,7 +137,10 @@ pub(super) unsafe fn show<R>(
     used: bool,
     with: impl FnOnce(Zpage<'_>) -> R,
 ) -> R {
+    // How long it is says the header, which has to come first; most of it can come with that.
+    payload.0.prefetch(payload.1, PREFETCH_BYTES);
     let header = Header::read(frames.0, frames.1);
+    payload.0.prefetch(payload.1 + PREFETCH_BYTES, header.payload_bytes().saturating_sub(PREFETCH_BYTES));
     if used && !header.is(USED) {
         Header::mark(frames.0, frames.1, USED);
     }
