@@ -44,7 +44,7 @@ pub struct Peak {
 impl Peak {
     /// Looks once.
     pub fn sample(&mut self) {
-        let pids = descendants();
+        let pids = owners(descendants());
         let bound: u64 = pids.iter().map(|&pid| rss_bytes(pid)).sum();
         if bound <= self.bytes {
             return;
@@ -71,6 +71,20 @@ pub fn descendants() -> Vec<i32> {
         found.push(pid);
     }
     found
+}
+
+/// Those that have memory of their own: a child of vfork borrows its parent's until it executes something.
+fn owners(pids: Vec<i32>) -> Vec<i32> {
+    const KCMP_VM: i32 = 1;
+    // SAFETY: plain system call without pointers.
+    let same = |a: i32, b: i32| unsafe { libc::syscall(libc::SYS_kcmp, a, b, KCMP_VM, 0, 0) == 0 };
+    let mut owners: Vec<i32> = Vec::with_capacity(pids.len());
+    for pid in pids {
+        if !owners.iter().any(|&owner| same(owner, pid)) {
+            owners.push(pid);
+        }
+    }
+    owners
 }
 
 /// Every process of the machine that shows.

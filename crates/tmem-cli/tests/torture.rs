@@ -85,6 +85,7 @@ torture! {
     brk(128, 6) in 72;
     daemon(128, 4) in 72;
     exec(64, 2) in 72;
+    exec_chain(64, 3) in 72;
     exit_storm(128, 6) in 72;
     fork_threads(96, 6) in 64;
     fork_tree(96, 1) in 72;
@@ -111,6 +112,17 @@ torture! {
     uring(128, 4) in 72;
     vm_readv(128, 4) in 72;
     zero_drop(96, 10) in 72;
+}
+
+/// The measure of all the others: what a child of vfork borrows is not counted twice.
+#[test]
+fn borrowed_memory_counts_once() {
+    let mib = 96;
+    let command = [program("borrow", Linking::Dynamic).into_os_string(), mib.to_string().into(), "1".into()];
+    let native = Job::native(command).run();
+    assert!(native.stdout_text().contains("ok "), "{}: {}", native.name, native.stdout_text());
+    let seen = native.peak_bytes / MIB;
+    assert!((mib..mib + 16).contains(&seen), "{seen} MiB seen of {mib}");
 }
 
 #[test]

@@ -177,7 +177,10 @@ impl Agent {
             libc::ESRCH => InjectError::Gone,
             _ => InjectError::Ours("pidfd_open", e),
         })?;
-        sys::pidfd_getfd(&pidfd, 1).map_err(|e| InjectError::Ours("pidfd_getfd", e))
+        sys::pidfd_getfd(&pidfd, 1).map_err(|e| match e.0 {
+            libc::ESRCH | libc::EBADF => InjectError::Gone,
+            _ => InjectError::Ours("pidfd_getfd", e),
+        })
     }
 
     /// The thread id of the agent, to be left alone by whoever stops the threads of the process.
@@ -266,6 +269,14 @@ impl Agent {
         Ok(())
     }
 
+    /// What is to be said of a failure: if the agent has died, that its process is gone, or what it was. That shows in many an
+    /// error, of which none is meant.
+    pub fn reason(&self, error: InjectError) -> InjectError {
+        let mut batch = Batch::default();
+        batch.call(libc::SYS_gettid, [0; 6]);
+        self.call(&mut batch).map_or(InjectError::Gone, |()| error)
+    }
+
     /// Ends the agent and takes its memory out of the target. The caller has brought every page back.
     pub fn leave(self) {
         let mut batch = Batch::default();
@@ -277,10 +288,18 @@ impl Agent {
         let mut end = [0_u8; 8];
         let _ = sys::receive_packet(&self.socket, &mut end);
         if let Ok(mut thread) = Stopped::stop(self.pid, Duration::from_millis(100))
+            && self.is_in_place()
             && let Some(vdso) = proc::find_in_vdso(self.pid, arch::SYSCALL_INSTRUCTION)
         {
             let _ = thread.system_call(vdso, libc::SYS_munmap, [self.area, PAGE + BUFFER_BYTES, 0, 0, 0, 0]);
         }
+    }
+
+    /// Whether our code is where we put it. The process may have become another program, which may have something else there.
+    fn is_in_place(&self) -> bool {
+        let code = arch::agent_code();
+        let mut found = vec![0_u8; code.len()];
+        sys::read_memory(self.pid, self.area, &mut found).is_ok() && found == code
     }
 }
 

@@ -169,6 +169,7 @@ impl Space {
         match Space::found(shared, &agent) {
             Ok((space, number)) => space.equip(shared, pid, agent, Some(number)).map(|()| space),
             Err(e) => {
+                let e = agent.reason(e);
                 agent.leave();
                 Err(e)
             }
@@ -217,6 +218,7 @@ impl Space {
                 Ok(())
             }
             Err(e) => {
+                let e = agent.reason(e);
                 agent.leave();
                 Err(e)
             }

@@ -330,7 +330,9 @@ impl Supervisor {
         match result {
             Ok(id) => process.space = Some(*id),
             Err(e) => {
-                let again = if matches!(e, InjectError::Busy) { 5 } else { 1000 };
+                // Who is gone leaves the tree by itself; who is still in it executed another program meanwhile, and that one
+                // grows.
+                let again = if matches!(e, InjectError::Busy | InjectError::Gone) { 5 } else { 1000 };
                 process.refused = Some((Instant::now() + Duration::from_millis(again), e.to_string()));
             }
         }

@@ -51,6 +51,21 @@ pub fn resident_bytes(pid: u32) -> u64 {
     kib_lines(&format!("/proc/{pid}/smaps_rollup"), &["Pss_Anon", "Pss_Shmem"])
 }
 
+/// The processes that have memory of their own: a child of vfork borrows its parent's until it executes something, and what it
+/// borrows is the parent's already.
+fn owners(tree: Vec<u32>) -> Vec<u32> {
+    const KCMP_VM: i32 = 1;
+    // SAFETY: plain system call without pointers.
+    let same = |a: u32, b: u32| unsafe { libc::syscall(libc::SYS_kcmp, a, b, KCMP_VM, 0, 0) == 0 };
+    let mut owners: Vec<u32> = Vec::with_capacity(tree.len());
+    for pid in tree {
+        if !owners.iter().any(|&owner| same(owner, pid)) {
+            owners.push(pid);
+        }
+    }
+    owners
+}
+
 /// Samples a tree until it is stopped.
 pub struct Sampler {
     stop: Arc<AtomicBool>,
@@ -66,7 +81,7 @@ impl Sampler {
         let (stop_seen, peak_kept) = (Arc::clone(&stop), Arc::clone(&peak));
         let thread = thread::spawn(move || {
             while !stop_seen.load(Ordering::Relaxed) {
-                let sum = tree_of(root).into_iter().map(|pid| match pid == root && root_is_supervisor {
+                let sum = owners(tree_of(root)).into_iter().map(|pid| match pid == root && root_is_supervisor {
                     true => kib_lines(&format!("/proc/{pid}/status"), &["VmRSS"]),
                     false => resident_bytes(pid),
                 });
