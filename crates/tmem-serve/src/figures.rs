@@ -13,7 +13,8 @@ figures! {
         table_bytes: u64, Gauge, "Of that, tables of keys and pages that are being filled, at most.";
         buffer_bytes: u64, Gauge, "Of that, buffers of connections.";
         stored_bytes: u64, Gauge, "Pages that are stored, before they were packed.";
-        packed_bytes: u64, Gauge, "What these take packed.";
+        packed_bytes: u64, Gauge, "What these take, packed or not.";
+        unpacked_bytes: u64, Gauge, "Of that, pages that lie as they are until RAM is needed for others.";
         ratio: f64, Gauge, "`stored_bytes` by the bytes of RAM that the store takes.";
         keys: u64, Gauge, "Keys, those that have expired or were dropped included until they are found.";
         hits: u64, Counter, "Reads of values that were there.";

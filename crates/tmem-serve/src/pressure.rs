@@ -52,11 +52,11 @@ impl Machine {
         Some(Self::new(bytes("MemTotal:")?, bytes("MemAvailable:")?, MACHINE_RESERVE_MIN))
     }
 
-    /// What a server that takes so many bytes may take at this moment. One that can drop something gives back what is lacking.
-    pub fn lends(self, used_bytes: u64, drops: bool) -> u64 {
+    /// What a server that takes so many bytes, and can do with so many less, may take at this moment: it gives back what is lacking.
+    pub fn lends(self, used_bytes: u64, spare_bytes: u64) -> u64 {
         match self.free_bytes() {
             free @ 0.. => used_bytes + (free as u64).max(SLACK),
-            lacking if drops => used_bytes.saturating_sub(lacking.unsigned_abs()),
+            lacking if spare_bytes > SLACK => used_bytes.saturating_sub(lacking.unsigned_abs().min(spare_bytes)),
             _ => used_bytes + SLACK,
         }
     }
@@ -120,10 +120,11 @@ mod tests {
     #[test]
     fn what_the_machine_needs_is_not_lent() {
         let machine = |available_bytes| Machine { available_bytes, reserve_bytes: GIB };
-        assert_eq!(machine(8 * GIB).lends(2 * GIB, false), 9 * GIB);
-        assert_eq!(machine(GIB).lends(2 * GIB, false), 2 * GIB + SLACK);
-        assert_eq!(machine(GIB / 2).lends(2 * GIB, false), 2 * GIB + SLACK);
-        assert_eq!(machine(GIB / 2).lends(2 * GIB, true), 2 * GIB - GIB / 2);
+        assert_eq!(machine(8 * GIB).lends(2 * GIB, 0), 9 * GIB);
+        assert_eq!(machine(GIB).lends(2 * GIB, 0), 2 * GIB + SLACK);
+        assert_eq!(machine(GIB / 2).lends(2 * GIB, 0), 2 * GIB + SLACK);
+        assert_eq!(machine(GIB / 2).lends(2 * GIB, u64::MAX), 2 * GIB - GIB / 2);
+        assert_eq!(machine(GIB / 2).lends(2 * GIB, GIB / 4), 2 * GIB - GIB / 4);
     }
 
     #[test]

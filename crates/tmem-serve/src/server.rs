@@ -118,7 +118,7 @@ impl Server {
         let password = options.password_file.as_deref().map(tmem_net::password).transpose();
         let password = password.map_err(|e| Error(format!("--password-file {e}")))?;
         let tls = options.tls_certificates.as_deref().map(tls::server_config).transpose()?;
-        let store = Store::new(Config::new(options.ram_bytes - OWN_BYTES).codec(options.codec));
+        let store = Store::new(Config::new(options.ram_bytes - OWN_BYTES).codec(options.codec).packs_late(true));
         let store = store.map_err(|e| Error(format!("no store can be made: {e}")))?;
         let drops = options.policy != Policy::NoEviction;
         let space = Space::new(store, options.ram_bytes, OWN_BYTES, drops)?;
@@ -209,9 +209,7 @@ fn keep_up(shared: &Shared) {
     let mut looker = Looker::new();
     while !shared.stopping.load(Relaxed) {
         thread::park_timeout(STEP);
-        if shared.space.drops {
-            store.balance(None);
-        }
+        store.balance(None);
         if looked.elapsed() < LOOK {
             continue;
         }
@@ -279,6 +277,7 @@ impl Shared {
             buffer_bytes: self.space.buffers.load(Relaxed),
             stored_bytes: stats.original_bytes,
             packed_bytes: stats.compressed_bytes,
+            unpacked_bytes: stats.unpacked_bytes,
             ratio: stats.original_bytes as f64 / stats.memory_bytes.max(1) as f64,
             keys,
             hits,

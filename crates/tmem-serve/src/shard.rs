@@ -6,12 +6,13 @@
 //! table has 32 bytes: a keyed hash of 128 bits, which stands for the key, a place, and when it expires. Keys are read again only when
 //! somebody wants to see them all.
 //!
-//! Records that are dead are counted by page. A page that is less than half alive is taken apart: what lives goes on to the open page.
+//! Records that are dead are counted by page. A page that is less than nine sixteenths alive is taken apart: what lives goes on to the open page.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 
 use tmem::{Key, ObjectId, PAGE_SIZE, Page, PoolId, Store};
+use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use crate::numbers::Numbers;
 
@@ -19,12 +20,15 @@ use crate::numbers::Numbers;
 pub const DATABASES: usize = 16;
 /// The longest record of a small value.
 const RECORD_BYTES_MAX: usize = PAGE_SIZE / 2;
-/// Its database, the length of its key and of its value.
-const HEAD_BYTES: usize = 5;
+/// Twelve bits for the length of its key, twelve for that of its value, eight for its database and one; and a check of all of it.
+const HEAD_BYTES: usize = 8;
+const CHECK_AT: usize = 4;
+const LENGTH_BITS: u32 = 12;
+const _: () = assert!(RECORD_BYTES_MAX < 1 << LENGTH_BITS);
 /// The length of a key behind a large value.
 const TAIL_BYTES: usize = 4;
 /// A page with less that lives in it is taken apart.
-const LIVE_BYTES_MIN: u16 = (PAGE_SIZE / 2) as u16;
+const LIVE_BYTES_MIN: u16 = (PAGE_SIZE * 9 / 16) as u16;
 
 /// A key, as the table knows it: its hash, in its database.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -139,7 +143,7 @@ pub struct Shard {
     numbers: Numbers,
     /// Bytes of living records, by page.
     live: Vec<u16>,
-    /// Pages that have become less than half alive.
+    /// Pages of which too little lives.
     sparse: Vec<u32>,
     /// The page that is being filled, where it will be, and how much of it is.
     open: Box<Page>,
@@ -272,8 +276,8 @@ impl Shard {
             return Some(with(Record::read(&self.open[range])?));
         }
         let mut copy = [0; PAGE_SIZE];
-        if ground.store.get(self.key_of(ground, page), &mut copy).unwrap_or(false)
-            && let Some(record) = Record::read(&copy[range])
+        if ground.store.get_part(self.key_of(ground, page), range.clone(), &mut copy).unwrap_or(false)
+            && let Some(record) = Record::read_whole(&copy[range])
         {
             return Some(with(record));
         }
@@ -402,7 +406,7 @@ impl Shard {
         if self.live[page as usize] > 0 {
             // What is left of older records behind the end is not to be packed.
             self.open[self.open_bytes..].fill(0);
-            ground.store.overwrite(self.key_of(ground, page), &self.open).map_err(|_| Full)?;
+            ground.store.overwrite_aside(self.key_of(ground, page), &self.open).map_err(|_| Full)?;
             if self.live[page as usize] < LIVE_BYTES_MIN {
                 self.sparse.push(page);
             }
@@ -676,17 +680,33 @@ impl<'a> Record<'a> {
     /// The record at the front of bytes; none where nothing was written.
     fn read(bytes: &'a [u8]) -> Option<Self> {
         let (head, rest) = bytes.split_first_chunk::<HEAD_BYTES>()?;
-        let db = head[0].checked_sub(1)?;
-        let length = |at: usize| usize::from(u16::from_le_bytes([head[at], head[at + 1]]));
-        let (key, rest) = rest.split_at_checked(length(1))?;
-        Some(Self { db, key, value: rest.get(..length(3))? })
+        let head = u32::from_le_bytes(*head.first_chunk()?);
+        let length = |at: u32| (head >> at) as usize & ((1 << LENGTH_BITS) - 1);
+        let db = ((head >> (2 * LENGTH_BITS)) as u8).checked_sub(1)?;
+        let (key, rest) = rest.split_at_checked(length(0))?;
+        Some(Self { db, key, value: rest.get(..length(LENGTH_BITS))? })
+    }
+
+    /// The record that these bytes are, if they are just as they were written.
+    fn read_whole(bytes: &'a [u8]) -> Option<Self> {
+        let check = u32::from_le_bytes(*bytes.get(CHECK_AT..HEAD_BYTES)?.first_chunk()?);
+        Self::read(bytes).filter(|record| record.bytes() == bytes.len() && check_of(bytes) == check)
     }
 
     fn write(&self, out: &mut [u8]) {
-        out[0] = self.db + 1;
-        out[1..3].copy_from_slice(&(self.key.len() as u16).to_le_bytes());
-        out[3..5].copy_from_slice(&(self.value.len() as u16).to_le_bytes());
+        let lengths = self.key.len() as u32 | (self.value.len() as u32) << LENGTH_BITS;
+        let head = lengths | u32::from(self.db + 1) << (2 * LENGTH_BITS);
+        out[..CHECK_AT].copy_from_slice(&head.to_le_bytes());
         out[HEAD_BYTES..HEAD_BYTES + self.key.len()].copy_from_slice(self.key);
         out[HEAD_BYTES + self.key.len()..].copy_from_slice(self.value);
+        let check = check_of(out);
+        out[CHECK_AT..HEAD_BYTES].copy_from_slice(&check.to_le_bytes());
     }
+}
+
+/// The check of a record of which everything else is written.
+fn check_of(record: &[u8]) -> u32 {
+    let head = record.first_chunk().map_or(0, |head| u32::from_le_bytes(*head));
+    // Truncation is meant: 32 of the 64 bits are kept.
+    xxh3_64_with_seed(&record[HEAD_BYTES..], head.into()) as u32
 }

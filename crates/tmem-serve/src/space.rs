@@ -18,6 +18,8 @@ const SHARDS: usize = 64;
 const SWEPT: usize = 4;
 /// The least RAM that is good for something.
 pub const RAM_BYTES_MIN: u64 = 16 << 20;
+/// Frames that the store takes back beyond what it is asked for, to have room to pack into.
+const SPARE_FRAMES: u64 = 16;
 /// Bits of a hash in a cursor.
 const CURSOR_BITS: u32 = 48;
 
@@ -108,13 +110,16 @@ impl Space {
         let room = if bytes < RAM_BYTES_MIN { Err(Full) } else { self.settle() };
         if room.is_err() {
             self.ram_bytes.store(before, Relaxed);
+            let _ = self.settle();
         }
         room
     }
 
     /// Takes what the machine has at this moment into account.
     pub fn note_machine(&self, machine: Machine) {
-        self.lent_bytes.store(machine.lends(self.used_bytes(), self.drops), Relaxed);
+        // Pages pack to a half, or else there is less to be had next time.
+        let spare = if self.drops { u64::MAX } else { self.store.stats().unpacked_bytes / 2 };
+        self.lent_bytes.store(machine.lends(self.used_bytes(), spare), Relaxed);
     }
 
     /// Bytes of what everything may take that the machine does not have at this moment.
@@ -135,17 +140,16 @@ impl Space {
     pub fn settle(&self) -> Result<(), Full> {
         let allowed = self.ram_bytes().min(self.lent_bytes.load(Relaxed));
         let left = allowed.saturating_sub(self.beside_store());
-        loop {
-            let taken = self.store.memory_bytes();
-            if taken <= left {
-                self.store.set_budget(left);
-                return Ok(());
-            }
-            let frames = (taken - left).div_ceil(PAGE_SIZE as u64);
-            if !self.drops || self.store.reclaim(frames, None).frames == 0 {
-                return Err(Full);
-            }
+        let lacking = || self.store.memory_bytes().saturating_sub(left);
+        if lacking() > 0 {
+            // What must stay can be packed at least.
+            self.store.reclaim(lacking().div_ceil(PAGE_SIZE as u64) + SPARE_FRAMES, None);
         }
+        if lacking() > 0 {
+            return Err(Full);
+        }
+        self.store.set_budget(left);
+        Ok(())
     }
 
     fn count_tables(&self) {
@@ -191,8 +195,10 @@ impl Space {
             lock(&self.shards[number]).sweep(ground, evictions);
         }
         self.count_tables();
-        // If there is no room, the next who wants some is told.
-        let _ = self.settle();
+        if self.settle().is_err() {
+            // What it has it keeps, but it gets no more; the next who wants some is told.
+            self.store.set_budget(self.store.memory_bytes());
+        }
     }
 }
 
@@ -297,7 +303,7 @@ mod tests {
     use tmem::testing::{Random, sample_pages};
 
     fn space(ram_bytes: u64, drops: bool) -> Space {
-        let store = Store::new(Config::new(ram_bytes)).unwrap();
+        let store = Store::new(Config::new(ram_bytes).packs_late(true)).unwrap();
         Space::new(store, ram_bytes, 0, drops).unwrap()
     }
 

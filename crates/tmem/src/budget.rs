@@ -9,11 +9,13 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use crate::page::PAGE_SIZE;
 
 /// Bytes that only moves of stored pages may use: a few frames for the heads they are moved to.
-const RESERVE_BYTES_MAX: u64 = 64 << 10;
+const RESERVE_BYTES: u64 = 64 << 10;
 
 #[derive(Debug)]
 pub(crate) struct Budget {
     limit: AtomicU64,
+    /// Below the limit, what only moves may use.
+    reserve_bytes: u64,
     /// Below the limit, what only overwritten pages may use.
     overwrite_bytes: u64,
     used: AtomicU64,
@@ -43,6 +45,7 @@ impl Budget {
     pub(crate) fn new(limit: u64) -> Self {
         Self {
             limit: AtomicU64::new(limit),
+            reserve_bytes: RESERVE_BYTES,
             overwrite_bytes: 0,
             used: AtomicU64::new(0),
             admitted: AtomicU64::new(0),
@@ -50,6 +53,11 @@ impl Budget {
             seen: AtomicU64::new(0),
             wanted: AtomicU64::new(0),
         }
+    }
+
+    /// Lets so many threads move pages at a time, each with a reserve of its own.
+    pub(crate) fn with_movers(self, threads: usize) -> Self {
+        Self { reserve_bytes: RESERVE_BYTES * threads as u64, ..self }
     }
 
     /// Keeps `bytes` below the limit for pages that are overwritten.
@@ -69,10 +77,21 @@ impl Budget {
         self.used.load(Relaxed)
     }
 
+    /// How far pages may fill a store with this limit: what is left is for moves.
+    pub(crate) fn room_for_pages(&self, limit: u64) -> u64 {
+        limit - self.reserve_bytes.min(limit / 16)
+    }
+
+    /// Moves have used a good part of their reserve.
+    pub(crate) fn reserve_is_short(&self) -> bool {
+        let limit = self.limit();
+        self.used() > limit - self.reserve_bytes.min(limit / 16) / 2
+    }
+
     /// How far the store may fill up for `purpose`.
     fn ceiling(&self, purpose: Purpose) -> u64 {
         let limit = self.limit();
-        let ceiling = limit - RESERVE_BYTES_MAX.min(limit / 16);
+        let ceiling = self.room_for_pages(limit);
         match purpose {
             Purpose::Admit => ceiling - self.overwrite_bytes.min(limit / 16),
             Purpose::Overwrite => ceiling,
@@ -155,11 +174,11 @@ mod tests {
     #[test]
     fn reserves_are_for_overwrites_and_for_moves() {
         let budget = Budget::new(1 << 20).with_overwrites(8 << 10);
-        assert!(budget.admit((1 << 20) - RESERVE_BYTES_MAX - (8 << 10), Purpose::Admit));
+        assert!(budget.admit((1 << 20) - RESERVE_BYTES - (8 << 10), Purpose::Admit));
         assert!(!budget.admit(1, Purpose::Admit));
         assert!(budget.admit(8 << 10, Purpose::Overwrite));
         assert!(!budget.admit(1, Purpose::Overwrite));
-        assert!(budget.admit(RESERVE_BYTES_MAX, Purpose::Move));
+        assert!(budget.admit(RESERVE_BYTES, Purpose::Move));
         assert!(!budget.admit(1, Purpose::Move));
         budget.refund(1 << 20);
         assert_eq!(budget.used(), 0);

@@ -53,8 +53,8 @@ impl Fate {
     pub(crate) fn of(queue: Queue, used: bool) -> Self {
         match (queue, used) {
             (Queue::Main, _) => Self::Main,
-            (Queue::Small, true) => Self::Used,
-            (Queue::Small, false) => Self::Unused,
+            (Queue::Small | Queue::Unpacked, true) => Self::Used,
+            (Queue::Small | Queue::Unpacked, false) => Self::Unused,
         }
     }
 }

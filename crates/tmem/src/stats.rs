@@ -16,6 +16,8 @@ pub struct Stats {
     pub zpages: u64,
     /// Bytes of the zpages, without headers.
     pub compressed_bytes: u64,
+    /// Bytes of pages that lie as they are until room is needed ([`Config::packs_late`](crate::Config::packs_late)).
+    pub unpacked_bytes: u64,
     /// Bytes of the zpages with headers and padding: what would be left if frames were packed without any loss.
     pub zpage_bytes: u64,
     /// Bytes of frames in memory.
@@ -54,6 +56,8 @@ pub struct Stats {
     pub refaults: u64,
     /// Pages that were packed again in groups.
     pub recompressed: u64,
+    /// Pages that were packed because room was needed ([`Config::packs_late`](crate::Config::packs_late)).
+    pub packed_late: u64,
     /// Gets of pages that are in groups.
     pub group_gets: u64,
     /// Zpages that were moved to close holes.

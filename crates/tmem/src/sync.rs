@@ -22,7 +22,7 @@ const POISONED: &str = "a thread panicked inside the store, which may be inconsi
 pub(crate) enum Rank {
     /// The walk of recompression, held for a step of it.
     Walk,
-    /// A context for packing: held by a put until its page is stored, and so while it makes room.
+    /// A context for packing: held by a put until its page is stored, but not while it makes room.
     Packer,
     /// The writer of the first spill file, held while a batch is gathered, written and committed, or its file is emptied into
     /// the next one.

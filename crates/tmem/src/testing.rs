@@ -153,7 +153,13 @@ pub fn expand_any(encoding: u8, payload: &[u8]) -> bool {
             let mut zstd = ZstdExpander::new().expect("there is memory");
             GroupExpander::new().expand(&mut zstd, payload, usize::from(encoding / 5), &mut out).is_ok()
         }
-        Some(encoding) => expand_plain(encoding, payload, &mut out).is_ok(),
+        Some(encoding) => {
+            if encoding == Encoding::Lz4 {
+                // A part of it as well, that ends somewhere.
+                let _ = crate::codec::Lz4::expand_to(payload, payload.len() * 16 % (PAGE_SIZE + 1), &mut out);
+            }
+            expand_plain(encoding, payload, &mut out).is_ok()
+        }
         None => false,
     }
 }

@@ -479,6 +479,78 @@ fn another_page_in_the_same_place_is_not_taken_for_the_one_that_was_spilled() {
     });
 }
 
+/// Two pages that lie as they are. Packing them races with a put, a get and a flush.
+fn unpacked() -> (Arc<Store>, PoolId) {
+    let config = Config::new(2 << 20).codec(CodecKind::Lz4).threads(2).shards(1).packs_late(true);
+    let store = Arc::new(Store::new(config).unwrap());
+    let pool = store.create_pool(PoolKind::Persistent, PoolOptions::default()).unwrap();
+    for index in 0..2 {
+        store.put(Key::new(pool, 0, index), &page(index as u8 + 1)).unwrap();
+    }
+    assert!(store.stats().unpacked_bytes > 0);
+    (store, pool)
+}
+
+#[test]
+fn what_changes_while_it_is_packed_late_stays_changed() {
+    let packed = std::sync::Arc::new(AtomicU64::new(0));
+    let most = std::sync::Arc::clone(&packed);
+    check_with(PREEMPTIONS, move || {
+        let (store, pool) = unpacked();
+        let packer = {
+            let store = store.clone();
+            spawn(move || store.pack_late())
+        };
+        store.put(Key::new(pool, 0, 0), &page(9)).unwrap();
+        let mut out = [0; PAGE_SIZE];
+        assert!(store.get(Key::new(pool, 0, 1), &mut out).unwrap() && out == page(2));
+        packer.join().unwrap();
+        assert!(store.get(Key::new(pool, 0, 0), &mut out).unwrap() && out == page(9));
+        assert!(store.get(Key::new(pool, 0, 1), &mut out).unwrap() && out == page(2));
+        assert_eq!(zpages(&store), 2);
+        most.fetch_max(store.stats().packed_late, Relaxed);
+    });
+    assert_eq!(packed.load(Relaxed), 2, "both can be packed");
+}
+
+#[test]
+fn what_is_flushed_while_it_is_packed_late_is_gone() {
+    check_with(PREEMPTIONS, || {
+        let (store, pool) = unpacked();
+        let packer = {
+            let store = store.clone();
+            spawn(move || store.pack_late())
+        };
+        // What comes next lies where the flushed page lay.
+        assert!(store.flush_page(Key::new(pool, 0, 0)));
+        store.put(Key::new(pool, 0, 0), &page(9)).unwrap();
+        assert!(store.flush_page(Key::new(pool, 0, 1)));
+        packer.join().unwrap();
+        let mut out = [0; PAGE_SIZE];
+        assert!(store.get(Key::new(pool, 0, 0), &mut out).unwrap() && out == page(9));
+        assert!(!store.contains(Key::new(pool, 0, 1)));
+        assert_eq!(zpages(&store), 1);
+    });
+}
+
+#[test]
+fn a_clone_while_a_page_is_packed_late_has_it() {
+    check_with(PREEMPTIONS, || {
+        let (store, pool) = unpacked();
+        let packer = {
+            let store = store.clone();
+            spawn(move || store.pack_late())
+        };
+        let clone = store.clone_pool(pool).unwrap();
+        store.flush_page(Key::new(pool, 0, 0));
+        packer.join().unwrap();
+        let mut out = [0; PAGE_SIZE];
+        assert!(store.get(Key::new(clone, 0, 0), &mut out).unwrap() && out == page(1));
+        assert!(store.get(Key::new(pool, 0, 1), &mut out).unwrap() && out == page(2));
+        assert_eq!(zpages(&store), 2);
+    });
+}
+
 #[test]
 fn a_clone_during_a_spill_has_the_page() {
     check_with(PREEMPTIONS, || {

@@ -1,7 +1,8 @@
 //! `cargo xtask bench serve`: `tmem serve` beside Redis, with values like pages of programs and like JSON.
 //!
 //! Our own client, because those that come with Redis send one and the same value: 50 connections from one thread, each with so many
-//! commands in flight; every answer is looked at. Then `redis-benchmark` reads the same keys.
+//! commands in flight; every answer is looked at. Then `redis-benchmark` reads the same keys. `tmem serve` has a part of the RAM that Redis
+//! takes for the same values, by `CONFIG SET maxmemory`: it packs no more than it has to.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -36,6 +37,9 @@ pub struct ServeArgs {
     /// Write all figures to this file.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// What `tmem serve` may take of the RAM that Redis takes for the values, in percent; if nothing is said, little.
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
+    ram_percent: Option<u64>,
 }
 
 const PAGES_MIN: usize = 8192;
@@ -48,6 +52,8 @@ const REDIS: usize = 2;
 struct Values {
     name: &'static str,
     values: Vec<Vec<u8>>,
+    /// Of the RAM that Redis takes, about the least in percent with which `tmem serve` can go on replacing them.
+    ram_percent: u64,
 }
 
 /// Who reads or writes.
@@ -73,7 +79,7 @@ struct Filled {
     values: &'static str,
     count: usize,
     value_bytes: u64,
-    /// What each server takes more than when it was empty.
+    /// What each server takes more than when it was empty: after filling or at the end, whichever is more.
     memory_bytes: Vec<u64>,
 }
 
@@ -96,7 +102,10 @@ pub fn serve(args: &ServeArgs) -> anyhow::Result<()> {
     println!("{CONNECTIONS} connections; medians of {} interleaved runs of {} s\n", args.runs, args.seconds);
     let pages = samples::load(&args.files, PAGES_MIN)?;
     let pages = pages.iter().flat_map(|sample| sample.pages().iter().map(|page| page.to_vec())).collect();
-    let all = [Values { name: "pages", values: pages }, Values { name: "JSON", values: documents() }];
+    let all = [
+        Values { name: "pages", values: pages, ram_percent: 48 },
+        Values { name: "JSON", values: documents(), ram_percent: 60 },
+    ];
     let mut results = Results { machine, servers: SERVERS, filled: Vec::new(), measured: Vec::new() };
     for values in &all {
         measure(args, &tmem, values, &mut results)?;
@@ -109,15 +118,17 @@ fn measure(args: &ServeArgs, tmem: &Path, values: &Values, results: &mut Results
     let servers = SERVERS.map(|name| Server::start(name, tmem));
     let servers = servers.into_iter().collect::<Result<Vec<_>, _>>()?;
     let empty: Vec<u64> = servers.iter().map(Server::memory_bytes).collect();
-    for server in &servers {
+    let taken = |at: usize| servers[at].memory_bytes().saturating_sub(empty[at]);
+    servers[REDIS].fill(values)?;
+    let allowed = taken(REDIS) * args.ram_percent.unwrap_or(values.ram_percent) / 100;
+    for server in &servers[..REDIS] {
+        server.set_maxmemory(server.used_memory()? + allowed)?;
         server.fill(values)?;
     }
     // Redis' tables and ours settle.
     std::thread::sleep(Duration::from_secs(1));
-    let memory_bytes =
-        servers.iter().zip(empty).map(|(server, empty)| server.memory_bytes().saturating_sub(empty)).collect();
+    let mut memory_bytes: Vec<u64> = (0..servers.len()).map(taken).collect();
     let value_bytes = values.values.iter().map(|value| value.len() as u64).sum();
-    results.filled.push(Filled { values: values.name, count: values.values.len(), value_bytes, memory_bytes });
     let cases =
         [Load::Get, Load::Set, Load::Benchmark].into_iter().flat_map(|load| [1, 16].map(|pipeline| (load, pipeline)));
     let mut measured: Vec<_> = cases
@@ -140,6 +151,9 @@ fn measure(args: &ServeArgs, tmem: &Path, values: &Values, results: &mut Results
             }
         }
     }
+    // What the load made of it counts as well.
+    memory_bytes.iter_mut().enumerate().for_each(|(at, bytes)| *bytes = (*bytes).max(taken(at)));
+    results.filled.push(Filled { values: values.name, count: values.values.len(), value_bytes, memory_bytes });
     results.measured.extend(measured);
     Ok(())
 }
@@ -260,6 +274,27 @@ impl Server {
         rss_bytes(self.child.id() as i32)
     }
 
+    /// What it says to a command, as far as a first reading shows it.
+    fn ask(&self, args: &[&[u8]]) -> anyhow::Result<String> {
+        let (mut stream, mut asked, mut said) = (self.connect()?, Vec::new(), [0; 8192]);
+        encode(&mut asked, args);
+        stream.write_all(&asked)?;
+        let bytes = stream.read(&mut said)?;
+        Ok(String::from_utf8_lossy(&said[..bytes]).into_owned())
+    }
+
+    fn used_memory(&self) -> anyhow::Result<u64> {
+        let info = self.ask(&[b"INFO", b"memory"])?;
+        let line = info.lines().find_map(|line| line.strip_prefix("used_memory:"));
+        line.and_then(|bytes| bytes.trim().parse().ok()).context("INFO does not say what memory is used")
+    }
+
+    fn set_maxmemory(&self, bytes: u64) -> anyhow::Result<()> {
+        let said = self.ask(&[b"CONFIG", b"SET", b"maxmemory", bytes.to_string().as_bytes()])?;
+        ensure!(said == "+OK\r\n", "maxmemory {bytes} is refused: {said}");
+        Ok(())
+    }
+
     fn fill(&self, values: &Values) -> anyhow::Result<()> {
         let mut stream = self.connect()?;
         for (at, batch) in values.values.chunks(64).enumerate() {
@@ -307,7 +342,7 @@ impl Server {
             for (stream, wanted) in streams.iter_mut().zip(&wanted) {
                 said.resize(wanted.len(), 0);
                 stream.read_exact(&mut said)?;
-                ensure!(said == *wanted, "a wrong answer");
+                ensure!(said == *wanted, "a wrong answer: {:?}", String::from_utf8_lossy(&said[..said.len().min(80)]));
                 commands += pipeline;
             }
         }

@@ -157,13 +157,14 @@ pub fn info(call: &mut Call<'_, '_, '_>) -> Done {
         "Memory",
         format!(
             "used_memory:{}\r\nused_memory_dataset:{}\r\nmaxmemory:{}\r\nmaxmemory_policy:{}\r\ntmem_stored_bytes:{}\r\n\
-             tmem_packed_bytes:{}\r\ntmem_table_bytes:{}\r\ntmem_ratio:{:.2}\r\n",
+             tmem_packed_bytes:{}\r\ntmem_unpacked_bytes:{}\r\ntmem_table_bytes:{}\r\ntmem_ratio:{:.2}\r\n",
             figures.used_bytes,
             figures.store_bytes,
             figures.ram_bytes,
             call.server.policy(),
             figures.stored_bytes,
             figures.packed_bytes,
+            figures.unpacked_bytes,
             figures.table_bytes,
             figures.ratio
         ),

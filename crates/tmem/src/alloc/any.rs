@@ -96,6 +96,10 @@ impl Allocator for AnyAllocator {
         either!(self, it => it.read(handle, used, with))
     }
 
+    fn read_part<R>(&self, handle: Handle, used: bool, part: &Range<usize>, with: impl FnOnce(Zpage<'_>) -> R) -> R {
+        either!(self, it => it.read_part(handle, used, part, with))
+    }
+
     fn age(&self, handle: Handle, forget_use: bool) -> bool {
         either!(self, it => it.age(handle, forget_use))
     }
@@ -150,6 +154,10 @@ impl Allocator for AnyAllocator {
 
     fn give_back(&self, urgent: bool) -> u64 {
         either!(self, it => it.give_back(urgent))
+    }
+
+    fn give_back_gaps(&self, region: Range<u32>) -> u64 {
+        either!(self, it => it.give_back_gaps(region))
     }
 
     fn usage(&self) -> Usage {

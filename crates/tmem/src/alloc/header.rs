@@ -11,11 +11,13 @@
 //! | 1 | 0-31 | owner, bits 0-31 |
 //! | 2 | 0-31 | check of the payload |
 
+use std::ops::Range;
 use std::sync::atomic::Ordering::Relaxed;
 
 use super::{NewZpage, Owner, Zpage};
 use crate::codec::{Encoding, PAYLOAD_BYTES_MAX};
 use crate::frames::Frames;
+use crate::page::PAGE_SIZE;
 
 pub(crate) const HEADER_BYTES: usize = 12;
 /// What zpages start at multiples of.
@@ -141,6 +143,38 @@ pub(super) unsafe fn show<R>(
     payload.0.prefetch(payload.1, PREFETCH_BYTES);
     let header = Header::read(frames.0, frames.1);
     payload.0.prefetch(payload.1 + PREFETCH_BYTES, header.payload_bytes().saturating_sub(PREFETCH_BYTES));
+    // SAFETY: as the caller says.
+    unsafe { show_now(header, frames, payload, used, with) }
+}
+
+/// The same, for somebody who needs only a `part` of the payload if it is a page as it is.
+///
+/// # Safety
+/// As [`show`].
+pub(super) unsafe fn show_part<R>(
+    frames: (&Frames, usize),
+    payload: (&Frames, usize),
+    used: bool,
+    part: &Range<usize>,
+    with: impl FnOnce(Zpage<'_>) -> R,
+) -> R {
+    let header = Header::read(frames.0, frames.1);
+    let whole = 0..header.payload_bytes();
+    let part = if whole.end == PAGE_SIZE { part } else { &whole };
+    payload.0.prefetch(payload.1 + part.start, part.len());
+    // SAFETY: as the caller says.
+    unsafe { show_now(header, frames, payload, used, with) }
+}
+
+/// # Safety
+/// As [`show`].
+unsafe fn show_now<R>(
+    header: Header,
+    frames: (&Frames, usize),
+    payload: (&Frames, usize),
+    used: bool,
+    with: impl FnOnce(Zpage<'_>) -> R,
+) -> R {
     if used && !header.is(USED) {
         Header::mark(frames.0, frames.1, USED);
     }

@@ -291,7 +291,7 @@ impl<C: Copy + Default, const HEADERS: usize> Ledger<C, HEADERS> {
     pub(super) fn queue_bytes(&self, class: Class, queue: Queue) -> u64 {
         match queue {
             Queue::Small => self.shelves[class as usize].live_bytes,
-            Queue::Main => 0,
+            Queue::Main | Queue::Unpacked => 0,
         }
     }
 

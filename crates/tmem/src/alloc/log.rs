@@ -477,7 +477,7 @@ impl Allocator for Log {
     }
 
     fn queue_bytes(&self, class: Class, queue: Queue) -> u64 {
-        lock(&self.books).live_bytes[head_of(class, queue)]
+        if queue == Queue::Unpacked { 0 } else { lock(&self.books).live_bytes[head_of(class, queue)] }
     }
 
     fn tenants(&self, frame: FrameId, tenants: &mut Tenants) {
@@ -519,6 +519,7 @@ impl Allocator for Log {
 }
 
 fn head_of(class: Class, queue: Queue) -> usize {
+    debug_assert_ne!(queue, Queue::Unpacked, "the log has no such queue");
     2 * class as usize + queue as usize
 }
 

@@ -85,14 +85,16 @@ pub(crate) enum Class {
     Persistent,
 }
 
-/// Which of two queues a zpage ages in, after S3-FIFO (Yang et al., SOSP 2023): what is new has to be used once before it
-/// may stay for long. Allocators that keep no order of age have one queue, the small one.
+/// Which queue a zpage ages in. The first two are after S3-FIFO (Yang et al., SOSP 2023): what is new has to be used once
+/// before it may stay for long. Allocators that keep no order of age have one of them, the small one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Queue {
     /// For what is new.
     Small,
     /// For what was used while it was in the small one, or came back soon after it was dropped.
     Main,
+    /// For whole pages that are packed when room is needed, in frames of their own. Only `zsmalloc` has it.
+    Unpacked,
 }
 
 /// A frame of the arena, counted from its start.
@@ -222,6 +224,17 @@ pub(crate) trait Allocator: Send + Sync {
     /// Shows the zpage to `with`, and remembers that it was used if `used`.
     fn read<R>(&self, handle: Handle, used: bool, with: impl FnOnce(Zpage<'_>) -> R) -> R;
 
+    /// The same for somebody who needs no more than a part of a page, if it lies as it is.
+    fn read_part<R>(
+        &self,
+        handle: Handle,
+        used: bool,
+        _part: &std::ops::Range<usize>,
+        with: impl FnOnce(Zpage<'_>) -> R,
+    ) -> R {
+        self.read(handle, used, with)
+    }
+
     /// Says that recompression came by. Answers whether the zpage is cold: it was there the last time as well, nobody has
     /// read it in between, and it may still become smaller. That it was read is forgotten if `forget_use`.
     fn age(&self, handle: Handle, forget_use: bool) -> bool;
@@ -276,6 +289,11 @@ pub(crate) trait Allocator: Send + Sync {
     /// Gives all frames without a live zpage back to the system and says how many; if it is urgent, also those that wait for
     /// new ones.
     fn give_back(&self, urgent: bool) -> u64;
+
+    /// Gives back those frames of a region of the unpacked queue that no live zpage touches, and says how many.
+    fn give_back_gaps(&self, _region: std::ops::Range<u32>) -> u64 {
+        0
+    }
 
     fn usage(&self) -> Usage;
 }

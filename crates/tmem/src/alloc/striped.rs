@@ -62,6 +62,11 @@ impl<A: Allocator> Allocator for Striped<A> {
         part.read(handle, used, with)
     }
 
+    fn read_part<R>(&self, handle: Handle, used: bool, part: &Range<usize>, with: impl FnOnce(Zpage<'_>) -> R) -> R {
+        let (of, _, handle) = self.part(handle);
+        of.read_part(handle, used, part, with)
+    }
+
     fn age(&self, handle: Handle, forget_use: bool) -> bool {
         let (part, _, handle) = self.part(handle);
         part.age(handle, forget_use)
@@ -133,6 +138,11 @@ impl<A: Allocator> Allocator for Striped<A> {
 
     fn give_back(&self, urgent: bool) -> u64 {
         self.parts.iter().map(|part| part.give_back(urgent)).sum()
+    }
+
+    fn give_back_gaps(&self, region: Range<u32>) -> u64 {
+        let (part, mask) = (region.start >> FRAME_SHIFT, (1 << FRAME_SHIFT) - 1);
+        self.parts[part as usize].give_back_gaps(region.start & mask..((region.end - 1) & mask) + 1)
     }
 
     fn usage(&self) -> Usage {

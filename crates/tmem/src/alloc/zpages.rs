@@ -79,6 +79,10 @@ impl Allocator for Zpages {
         at!(self, handle, it => it.read(handle, used, with))
     }
 
+    fn read_part<R>(&self, handle: Handle, used: bool, part: &Range<usize>, with: impl FnOnce(Zpage<'_>) -> R) -> R {
+        at!(self, handle, it => it.read_part(handle, used, part, with))
+    }
+
     fn age(&self, handle: Handle, forget_use: bool) -> bool {
         at!(self, handle, it => it.age(handle, forget_use))
     }
@@ -145,6 +149,10 @@ impl Allocator for Zpages {
 
     fn give_back(&self, urgent: bool) -> u64 {
         self.single.give_back(urgent) + self.groups.give_back(urgent)
+    }
+
+    fn give_back_gaps(&self, region: Range<u32>) -> u64 {
+        self.single.give_back_gaps(region)
     }
 
     fn usage(&self) -> Usage {

@@ -7,7 +7,7 @@
 //! nothing moves and no frame changes hands, which is what the log cannot have.
 //!
 //! Address space is handed out in *segments* of 64 frames, each cut into zspages of one size class. Ephemeral and persistent
-//! zpages have classes of their own, so that a segment can be dropped as a whole.
+//! zpages have classes of their own, so that a segment can be dropped as a whole, and so have pages that are to be packed later.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -24,7 +24,9 @@ use crate::sync::{Mutex, Rank, lock};
 const FRAMES: usize = 64;
 const SEGMENT_BYTES: usize = FRAMES * PAGE_SIZE;
 /// Size classes of ephemeral zpages, then those of persistent ones.
-const CLASSES: usize = 2 * SIZES;
+const PACKED_CLASSES: usize = 2 * SIZES;
+/// Those, and unpacked pages of both kinds.
+const CLASSES: usize = PACKED_CLASSES + 2;
 /// Lists by fullness, emptiest first. Full zspages are in none.
 const LISTS: usize = 5;
 /// The list of zspages that hold nothing; some of their frames may still be in memory.
@@ -84,8 +86,9 @@ struct Books {
     cursor: usize,
     /// Frames in memory in empty zspages.
     spare_frames: u64,
-    /// Bytes of live zpages by [`Class`].
+    /// Bytes of live zpages by [`Class`], but for unpacked ones, and of those.
     live_bytes: [u64; 2],
+    unpacked_bytes: [u64; 2],
     usage: Usage,
 }
 
@@ -99,19 +102,29 @@ struct SlotAt {
 }
 
 fn size_of_class(class: usize) -> &'static SizeClass {
-    SizeClass::get(class % SIZES)
+    SizeClass::get(if is_unpacked(class) { SIZES - 1 } else { class % SIZES })
+}
+
+fn is_unpacked(class: usize) -> bool {
+    class >= PACKED_CLASSES
 }
 
 fn kind(class: usize) -> Class {
-    if class < SIZES { Class::Ephemeral } else { Class::Persistent }
+    let persistent = if is_unpacked(class) { class > PACKED_CLASSES } else { class >= SIZES };
+    if persistent { Class::Persistent } else { Class::Ephemeral }
 }
 
-fn number(kind: Class, zpage_bytes: usize) -> usize {
-    class_of(zpage_bytes)
-        + match kind {
-            Class::Ephemeral => 0,
-            Class::Persistent => SIZES,
-        }
+fn number(kind: Class, queue: Queue, zpage_bytes: usize) -> usize {
+    let persistent = usize::from(kind == Class::Persistent);
+    match queue {
+        Queue::Unpacked => PACKED_CLASSES + persistent,
+        Queue::Small | Queue::Main => class_of(zpage_bytes) + persistent * SIZES,
+    }
+}
+
+/// Whether the zpages of a segment's class age in a queue.
+fn ages_in(number: usize, class: Class, queue: Queue) -> bool {
+    kind(number) == class && is_unpacked(number) == (queue == Queue::Unpacked) && queue != Queue::Main
 }
 
 impl Zsmalloc {
@@ -125,6 +138,7 @@ impl Zsmalloc {
             cursor: 0,
             spare_frames: 0,
             live_bytes: [0; 2],
+            unpacked_bytes: [0; 2],
             usage: Usage { table_bytes: size_of::<[Account; CLASSES]>() as u64, ..Usage::default() },
         };
         budget.charge(books.usage.table_bytes);
@@ -170,7 +184,7 @@ impl Zsmalloc {
         books.accounts[class].live += 1;
         books.usage.frame_bytes += bytes;
         books.usage.live_bytes += size.share_bytes();
-        books.live_bytes[kind(class) as usize] += size.share_bytes();
+        *books.live_bytes_of(class) += size.share_bytes();
         books.usage.zpages += 1;
         books.file(id, class);
         Ok(Handle::at(segment * SEGMENT_BYTES + size.offset(zspage, slot)))
@@ -216,7 +230,7 @@ impl Zsmalloc {
         }
         books.accounts[at.class].live -= 1;
         books.usage.live_bytes -= size.share_bytes();
-        books.live_bytes[kind(at.class) as usize] -= size.share_bytes();
+        *books.live_bytes_of(at.class) -= size.share_bytes();
         books.usage.zpages -= 1;
         books.usage.payload_bytes -= header.payload_bytes() as u64;
         books.file((at.segment * FRAMES + at.zspage) as u32, at.class);
@@ -268,6 +282,11 @@ impl Zsmalloc {
 }
 
 impl Books {
+    fn live_bytes_of(&mut self, class: usize) -> &mut u64 {
+        let bytes = if is_unpacked(class) { &mut self.unpacked_bytes } else { &mut self.live_bytes };
+        &mut bytes[kind(class) as usize]
+    }
+
     fn zspage(&self, id: u32) -> &Zspage {
         let (segment, zspage) = split_id(id);
         &self.segments[segment].zspages[zspage]
@@ -344,9 +363,9 @@ impl Books {
 }
 
 impl Allocator for Zsmalloc {
-    fn store(&self, class: Class, _: Queue, zpage: &NewZpage<'_>, purpose: Purpose) -> Result<Handle, NoRoom> {
+    fn store(&self, class: Class, queue: Queue, zpage: &NewZpage<'_>, purpose: Purpose) -> Result<Handle, NoRoom> {
         let mut books = lock(&self.books);
-        let handle = self.place(&mut books, number(class, zpage_bytes(zpage.payload.len())), purpose, None)?;
+        let handle = self.place(&mut books, number(class, queue, zpage_bytes(zpage.payload.len())), purpose, None)?;
         books.usage.payload_bytes += zpage.payload.len() as u64;
         let at = handle.offset();
         Header::of(zpage).write(&self.frames, at);
@@ -361,6 +380,12 @@ impl Allocator for Zsmalloc {
         let at = handle.offset();
         // SAFETY: the zpage lives during the call, as the trait demands of callers.
         unsafe { header::show((&self.frames, at), (&self.frames, at + HEADER_BYTES), used, with) }
+    }
+
+    fn read_part<R>(&self, handle: Handle, used: bool, part: &Range<usize>, with: impl FnOnce(Zpage<'_>) -> R) -> R {
+        let at = handle.offset();
+        // SAFETY: the zpage lives during the call, as the trait demands of callers.
+        unsafe { header::show_part((&self.frames, at), (&self.frames, at + HEADER_BYTES), used, part, with) }
     }
 
     fn age(&self, handle: Handle, forget_use: bool) -> bool {
@@ -438,22 +463,16 @@ impl Allocator for Zsmalloc {
     }
 
     fn coldest_age(&self, class: Class, queue: Queue) -> Option<u64> {
-        if queue == Queue::Main {
-            return None;
-        }
         let books = lock(&self.books);
-        let alive = books.segments.iter().filter(|segment| kind(segment.class) == class && segment.live > 0);
+        let alive = books.segments.iter().filter(|segment| ages_in(segment.class, class, queue) && segment.live > 0);
         alive.map(|segment| segment.opened).min()
     }
 
     fn coldest(&self, class: Class, queue: Queue) -> Option<Range<u32>> {
-        if queue == Queue::Main {
-            return None;
-        }
         let mut books = lock(&self.books);
         let alive = books.segments.iter_mut().enumerate();
         let (coldest, segment) = alive
-            .filter(|(_, segment)| kind(segment.class) == class && segment.live > 0)
+            .filter(|(_, segment)| ages_in(segment.class, class, queue) && segment.live > 0)
             .min_by_key(|(_, segment)| segment.opened)?;
         // What stays in it, or comes to it from now on, is of a new age.
         segment.opened = self.clock.fetch_add(1, Relaxed);
@@ -465,6 +484,7 @@ impl Allocator for Zsmalloc {
         match queue {
             Queue::Small => lock(&self.books).live_bytes[class as usize],
             Queue::Main => 0,
+            Queue::Unpacked => lock(&self.books).unpacked_bytes[class as usize],
         }
     }
 
@@ -500,6 +520,35 @@ impl Allocator for Zsmalloc {
         self.give_back_spare(&mut books)
     }
 
+    fn give_back_gaps(&self, region: Range<u32>) -> u64 {
+        let mut books = lock(&self.books);
+        let number = region.start as usize / FRAMES;
+        let size = size_of_class(books.segments[number].class);
+        let (mut given, mut empty) = (0, 0);
+        for (zspage, page) in books.segments[number].zspages.iter_mut().enumerate() {
+            let used = (0..size.slots()).filter(|slot| page.used >> slot & 1 != 0);
+            let touched = used.fold(0, |touched, slot| touched | size.frames_of(slot));
+            let mut gaps = page.resident & !touched;
+            page.resident &= touched;
+            given += u64::from(gaps.count_ones());
+            empty += if page.used == 0 { u64::from(gaps.count_ones()) } else { 0 };
+            while gaps != 0 {
+                let (first, count) = (gaps.trailing_zeros(), (gaps >> gaps.trailing_zeros()).trailing_ones());
+                gaps &= !(((1_u64 << count) - 1) << first) as u32;
+                // SAFETY: no live zpage touches these frames, and the lock of the books keeps new ones out of them.
+                unsafe {
+                    self.frames.release(number * FRAMES + zspage * size.frames() + first as usize, count as usize)
+                };
+            }
+        }
+        books.spare_frames -= empty;
+        books.usage.frame_bytes -= given * PAGE_SIZE as u64;
+        books.usage.returned_frames += given;
+        self.budget.refund(given * PAGE_SIZE as u64);
+        self.dissolve(&mut books, number);
+        given
+    }
+
     fn usage(&self) -> Usage {
         let books = lock(&self.books);
         Usage { spare_bytes: books.spare_frames * PAGE_SIZE as u64, ..books.usage }
@@ -515,6 +564,40 @@ fn split_id(id: u32) -> (usize, usize) {
 mod tests {
     use super::super::suite::{allocator, store};
     use super::*;
+    use crate::codec::Encoding;
+
+    #[test]
+    fn frames_between_unpacked_pages_go_back_and_come_again() {
+        let (zsmalloc, budget) = allocator(16 << 20, Zsmalloc::new);
+        let whole = |fill: u8| {
+            let payload = vec![fill; PAGE_SIZE];
+            let zpage = NewZpage { encoding: Encoding::Raw, check: 0, owner: Owner(fill.into()), payload: &payload };
+            zsmalloc.store(Class::Persistent, Queue::Unpacked, &zpage, Purpose::Admit).unwrap()
+        };
+        let handles: Vec<Handle> = (0..31).map(whole).collect();
+        let share = size_of_class(PACKED_CLASSES + 1).share_bytes();
+        assert_eq!(zsmalloc.queue_bytes(Class::Persistent, Queue::Unpacked), 31 * share);
+        assert_eq!(zsmalloc.queue_bytes(Class::Persistent, Queue::Small), 0);
+        assert_eq!(zsmalloc.coldest(Class::Persistent, Queue::Small), None);
+        let region = zsmalloc.coldest(Class::Persistent, Queue::Unpacked).unwrap();
+        assert_eq!(zsmalloc.give_back_gaps(region.clone()), 0);
+        let before = budget.used();
+        // Each page lies in two frames, the last of one and the first of the next in the same.
+        (10..20).for_each(|number: usize| zsmalloc.free(handles[number]));
+        assert_eq!(zsmalloc.give_back_gaps(region.clone()), 9);
+        assert_eq!((budget.used(), zsmalloc.usage().spare_bytes), (before - 9 * PAGE_SIZE as u64, 0));
+        let again: Vec<Handle> = (10..20).map(whole).collect();
+        assert_eq!(budget.used(), before);
+        let all = handles[..10].iter().chain(&again).chain(&handles[20..]);
+        for (number, handle) in all.clone().enumerate() {
+            zsmalloc
+                .read(*handle, false, |zpage| assert!(zpage.payload.iter().all(|byte| usize::from(*byte) == number)));
+        }
+        all.for_each(|handle| zsmalloc.free(*handle));
+        assert_eq!(zsmalloc.give_back_gaps(region), 32);
+        let usage = zsmalloc.usage();
+        assert_eq!((usage.frame_bytes, usage.spare_bytes, usage.live_bytes), (0, 0, 0));
+    }
 
     #[test]
     fn a_freed_slot_is_filled_again_in_place() {

@@ -12,7 +12,7 @@ use super::{
 use crate::budget::Budget;
 use crate::error::{Error, ErrorKind};
 use crate::page::Page;
-use crate::sync::{Mutex, Rank, try_lock};
+use crate::sync::{Mutex, Rank, lock, try_lock};
 use crate::threads::own_slot;
 
 /// How much is done to pack a page.
@@ -20,6 +20,8 @@ use crate::threads::own_slot;
 pub(crate) enum Effort {
     /// The store's codec.
     Usual,
+    /// The store's codec, for what is used no sooner than what is there.
+    Aside,
     /// LZ4, whatever the store's codec is.
     Quick,
 }
@@ -42,7 +44,7 @@ impl Packer {
     /// Packs `page`; the result lies in the packer until the next page. A page that does not shrink comes back raw.
     pub(crate) fn compress<'a>(&'a mut self, budget: &Budget, page: &'a Page, effort: Effort) -> (Encoding, &'a [u8]) {
         let codec: &mut dyn Pack = match effort {
-            Effort::Usual => &mut *self.codec,
+            Effort::Usual | Effort::Aside => &mut *self.codec,
             Effort::Quick => self.quick.get_or_insert_with(|| {
                 let quick = Lz4::new();
                 budget.charge(Pack::memory_bytes(&quick) as u64);
@@ -90,15 +92,28 @@ impl Contexts {
     /// When the system gives no memory for a context.
     pub(crate) fn packer<R>(&self, budget: &Budget, with: impl FnOnce(&mut Packer) -> R) -> Result<R, Error> {
         let mut slot = own_slot(&self.packers);
+        let packer = self.packer_in(&mut slot, budget)?;
+        packer.used = true;
+        Ok(with(packer))
+    }
+
+    /// Makes all packers: for stores that pack only when the budget is full.
+    ///
+    /// # Errors
+    /// When the system gives no memory for a context.
+    pub(crate) fn make_packers(&self, budget: &Budget) -> Result<(), Error> {
+        self.packers.iter().try_for_each(|slot| self.packer_in(&mut lock(slot), budget).map(|_| ()))
+    }
+
+    /// The packer in a slot, made if it is not there.
+    fn packer_in<'a>(&self, slot: &'a mut Option<Packer>, budget: &Budget) -> Result<&'a mut Packer, Error> {
         if slot.is_none() {
             let codec = packer(self.kind).ok_or_else(no_memory)?;
             let packer = Packer { codec, quick: None, packed: Box::new([0; PACKED_BYTES_MAX]), used: true };
             budget.charge(packer.memory_bytes());
             *slot = Some(packer);
         }
-        let packer = slot.as_mut().expect("filled above");
-        packer.used = true;
-        Ok(with(packer))
+        Ok(slot.as_mut().expect("filled above"))
     }
 
     /// Gives back the packers that nobody used since the last call.

@@ -6,8 +6,8 @@ use super::{Encoding, Expand, Malformed, PACKED_BYTES_MAX, Pack};
 use crate::page::{PAGE_SIZE, Page};
 
 unsafe extern "C" {
-    // lz4-sys builds this function but does not declare it. Unlike `LZ4_compress_default` it does not clear the 16 KiB
-    // table before each page, which would take as long as packing a good page.
+    // lz4-sys builds these functions but does not declare them. Unlike `LZ4_compress_default` the first does not clear the
+    // 16 KiB table before each page, which would take as long as packing a good page.
     fn LZ4_compress_fast_extState_fastReset(
         state: *mut c_void,
         src: *const c_char,
@@ -15,6 +15,13 @@ unsafe extern "C" {
         src_bytes: c_int,
         dst_bytes: c_int,
         acceleration: c_int,
+    ) -> c_int;
+    fn LZ4_decompress_safe_partial(
+        src: *const c_char,
+        dst: *mut c_char,
+        src_bytes: c_int,
+        target_bytes: c_int,
+        dst_bytes: c_int,
     ) -> c_int;
     fn LZ4_sizeofState() -> c_int;
 }
@@ -45,6 +52,24 @@ impl Lz4 {
             )
         };
         if written == PAGE_SIZE as c_int { Ok(()) } else { Err(Malformed) }
+    }
+
+    /// Expands a page from its beginning to `end` at least.
+    pub(crate) fn expand_to(packed: &[u8], end: usize, out: &mut Page) -> Result<(), Malformed> {
+        let packed_bytes = c_int::try_from(packed.len()).map_err(|_| Malformed)?;
+        let end = end.min(PAGE_SIZE) as c_int;
+        // SAFETY: both pointers are good for the lengths given with them; `_safe` reads and writes no further whatever
+        // the packed bytes say.
+        let written = unsafe {
+            LZ4_decompress_safe_partial(
+                packed.as_ptr().cast(),
+                out.as_mut_ptr().cast(),
+                packed_bytes,
+                end,
+                PAGE_SIZE as c_int,
+            )
+        };
+        if written >= end { Ok(()) } else { Err(Malformed) }
     }
 }
 

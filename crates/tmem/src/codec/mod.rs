@@ -166,6 +166,28 @@ mod tests {
     }
 
     #[test]
+    fn a_part_is_what_the_whole_begins_with() {
+        let mut packer = Lz4::new();
+        let mut packed = [0; PACKED_BYTES_MAX];
+        let mut random = crate::testing::Random::new(7);
+        for page in sample_pages(200, 3) {
+            let Some(len) = packer.compress(&page, &mut packed) else {
+                continue;
+            };
+            for _ in 0..20 {
+                let end = random.below(PAGE_SIZE as u64 + 1) as usize;
+                let mut out = [0xee; PAGE_SIZE];
+                Lz4::expand_to(&packed[..len], end, &mut out).unwrap();
+                assert_eq!(out[..end], page[..end]);
+            }
+            let mut out = [0; PAGE_SIZE];
+            assert_eq!(Lz4::expand_to(&packed[..len / 2], PAGE_SIZE, &mut out), Err(Malformed));
+            packed[len / 3] ^= 4;
+            let _ = Lz4::expand_to(&packed[..len], PAGE_SIZE - 1, &mut out);
+        }
+    }
+
+    #[test]
     fn the_plain_encodings_check_their_length() {
         let mut out = [0; PAGE_SIZE];
         for encoding in Encoding::ALL {

@@ -21,6 +21,10 @@ pub struct Config {
     /// Bytes of the budget that are closed to new pages, so that [`Store::overwrite`](crate::Store::overwrite) finds room for a
     /// new version beside the old one when all else is full; a sixteenth of the budget at most.
     pub overwrite_bytes: u64,
+    /// Pages are packed when room is needed, those first that were used least lately, and stay as they are until then: for stores
+    /// whose budget is theirs to use. Only with [`AllocatorKind::Zsmalloc`], and not in pools with a cap; others pack every page at
+    /// once. What packs is made with the store then, for all [`threads`](Self::threads), because later there is no room for it.
+    pub packs_late: bool,
 }
 
 impl Config {
@@ -35,6 +39,7 @@ impl Config {
             threads: processors.min(8),
             shards: 8 * processors.min(8),
             overwrite_bytes: 0,
+            packs_late: false,
         }
     }
 
@@ -63,6 +68,13 @@ impl Config {
     #[must_use]
     pub fn overwrite_bytes(mut self, bytes: u64) -> Self {
         self.overwrite_bytes = bytes;
+        self
+    }
+
+    /// Sets [`packs_late`](Self::packs_late).
+    #[must_use]
+    pub fn packs_late(mut self, late: bool) -> Self {
+        self.packs_late = late;
         self
     }
 

@@ -217,7 +217,7 @@ impl Store {
     }
 
     /// Puts another name of the same page into its place and frees what the old one named.
-    fn replace_word(&self, shard: &mut Shard, leaf: u32, slot: u32, word: Word, pool: &PoolSlot) {
+    pub(super) fn replace_word(&self, shard: &mut Shard, leaf: u32, slot: u32, word: Word, pool: &PoolSlot) {
         let old = shard.leaf_mut(leaf).and_then(|leaf| leaf.replace(slot, word)).expect("a page is replaced by itself");
         self.count_replaced(shard, old, word, pool);
         self.free_place(old);

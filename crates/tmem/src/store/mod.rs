@@ -4,6 +4,7 @@ mod clone;
 mod config;
 mod fetch;
 mod groups;
+mod late;
 mod open;
 mod ranges;
 mod reclaim;
@@ -16,15 +17,19 @@ mod words;
 pub use config::Config;
 pub use fetch::Location;
 use fetch::{Fetch, Found};
+use late::Room;
 pub use open::OpenOptions;
 pub use reclaim::WriteBack;
 
+use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
 
-use crate::alloc::{Allocator, Class, HEADER_BYTES, NewZpage, NoRoom, PART_BYTES_MAX, PARTS_MAX, Queue, Zpage, Zpages};
+use crate::alloc::{
+    Allocator, AllocatorKind, Class, HEADER_BYTES, NewZpage, NoRoom, PART_BYTES_MAX, PARTS_MAX, Queue, Zpage, Zpages,
+};
 use crate::budget::{Budget, Purpose};
-use crate::codec::{Contexts, Effort, Encoding};
+use crate::codec::{Contexts, Effort, Encoding, Lz4};
 use crate::error::{Error, ErrorKind};
 use crate::ghosts::Ghosts;
 use crate::index::{Directory, LeafKey, Place, SHARDS_MAX, Shards, Slot, Word};
@@ -61,6 +66,7 @@ struct Events {
     declined: AtomicU64,
     recompressed: AtomicU64,
     group_gets: AtomicU64,
+    packed_late: AtomicU64,
     moves: AtomicU64,
     moved_bytes: AtomicU64,
     corrupt: AtomicU64,
@@ -86,6 +92,10 @@ pub struct Store {
     budget: Arc<Budget>,
     contexts: Contexts,
     zpages: Zpages,
+    /// New pages stay as they are until room is needed.
+    packs_late: bool,
+    /// Threads that pack old ones.
+    packing: AtomicU64,
     shards: Shards,
     directory: Directory,
     shared: SharedTable,
@@ -113,6 +123,8 @@ impl std::fmt::Debug for Store {
 /// A page on its way into the store.
 #[derive(Clone, Copy)]
 struct Parcel<'a> {
+    /// Where it is to age, unless it is a known ghost.
+    queue: Queue,
     encoding: Encoding,
     payload: &'a [u8],
     check: u32,
@@ -135,7 +147,10 @@ impl Store {
             let budget = budget_bytes;
             return Err(ErrorKind::BudgetTooSmall { budget, min }.into());
         }
-        let budget = Arc::new(Budget::new(budget_bytes).with_overwrites(config.overwrite_bytes));
+        let packs_late = config.packs_late && config.allocator == AllocatorKind::Zsmalloc;
+        let movers = if packs_late { config.threads.max(1) } else { 1 };
+        let budget = Budget::new(budget_bytes).with_overwrites(config.overwrite_bytes).with_movers(movers);
+        let budget = Arc::new(budget);
         let parts = config.threads.clamp(1, PARTS_MAX);
         let wanted = usize::try_from(budget_bytes.saturating_mul(RESERVE_FACTOR)).unwrap_or(usize::MAX);
         let wanted = wanted.max(RESERVE_BYTES_MIN).min(PART_BYTES_MAX * parts);
@@ -144,10 +159,15 @@ impl Store {
         let shards = Shards::new(config.shards.clamp(1, SHARDS_MAX).next_power_of_two());
         budget.charge((size_of::<Self>() + shards.fixed_bytes()) as u64);
         let contexts = Contexts::new(config.codec, config.threads);
+        if packs_late {
+            contexts.make_packers(&budget)?;
+        }
         Ok(Self {
             tiers: Tiers::new(contexts.threads()),
             contexts,
             zpages,
+            packs_late,
+            packing: AtomicU64::new(0),
             budget,
             shards,
             directory: Directory::new(),
@@ -231,6 +251,15 @@ impl Store {
         self.overwrite_with(key, page, Effort::Usual)
     }
 
+    /// Copies a page in like [`overwrite`](Self::overwrite), one that is used no sooner than older ones: where pages are
+    /// [packed late](Config::packs_late) and there is little room, this one is packed and not an older one.
+    ///
+    /// # Errors
+    /// As those of [`put`](Self::put).
+    pub fn overwrite_aside(&self, key: Key, page: &Page) -> Result<Put, Error> {
+        self.overwrite_with(key, page, Effort::Aside)
+    }
+
     fn overwrite_with(&self, key: Key, page: &Page, effort: Effort) -> Result<Put, Error> {
         let (state, slot) = self.pools.find(key.pool).ok_or(ErrorKind::NoPool)?;
         if state.frozen() {
@@ -241,18 +270,53 @@ impl Store {
             let payload = &pattern.to_ne_bytes();
             return self.put_parcel(key, slot, word, &Parcel::new(Encoding::Fill, payload));
         }
-        self.contexts.packer(&self.budget, |packer| {
+        let room = if effort == Effort::Aside { Room::Ample } else { Room::ByPackingFew };
+        if let Some(put) = self.put_unpacked(key, slot, page, room)? {
+            return Ok(put);
+        }
+        // Room is made without the packer, which who makes it may need.
+        let mut copy = [0; PAGE_SIZE];
+        let packed = self.contexts.packer(&self.budget, |packer| {
             let (encoding, payload) = packer.compress(&self.budget, page, effort);
-            self.put_parcel(key, slot, None, &Parcel::new(encoding, payload))
-        })?
+            let parcel = Parcel::new(encoding, payload);
+            self.check_cap(slot, &parcel)?;
+            match self.try_put(key, None, &parcel) {
+                Ok(put) => Ok(Ok(put)),
+                Err(Refusal::Other(error)) => Err(error),
+                Err(Refusal::NoRoom) => {
+                    copy[..payload.len()].copy_from_slice(payload);
+                    Ok(Err((encoding, parcel.check, payload.len())))
+                }
+            }
+        })??;
+        let (encoding, check, bytes) = match packed {
+            Ok(put) => return Ok(put),
+            Err(packed) => packed,
+        };
+        let parcel = Parcel { queue: Queue::Small, encoding, payload: &copy[..bytes], check };
+        let put = self.put_parcel(key, slot, None, &parcel);
+        if put.as_ref().is_err_and(Error::is_no_room)
+            && let Some(put) = self.put_unpacked(key, slot, page, Room::ByPackingAll)?
+        {
+            // All that lies unpacked was in use, and some of it had to be packed all the same.
+            self.events.refusals.fetch_sub(1, Relaxed);
+            return Ok(put);
+        }
+        put
     }
 
-    fn put_parcel(&self, key: Key, pool: &PoolSlot, word: Option<Word>, parcel: &Parcel<'_>) -> Result<Put, Error> {
+    /// Refuses what would go past the cap of its pool.
+    fn check_cap(&self, pool: &PoolSlot, parcel: &Parcel<'_>) -> Result<(), Error> {
         let cap = pool.cap.load(Relaxed);
         if cap != u64::MAX && pool.bytes.load(Relaxed) + parcel.payload.len() as u64 > cap {
             self.events.refusals.fetch_add(1, Relaxed);
             return Err(ErrorKind::PoolFull { cap }.into());
         }
+        Ok(())
+    }
+
+    fn put_parcel(&self, key: Key, pool: &PoolSlot, word: Option<Word>, parcel: &Parcel<'_>) -> Result<Put, Error> {
+        self.check_cap(pool, parcel)?;
         for _ in 0..PUT_ATTEMPTS_MAX {
             match self.try_put(key, word, parcel) {
                 Ok(put) => return Ok(put),
@@ -279,8 +343,8 @@ impl Store {
             return Err(Refusal::Other(ErrorKind::NoPool.into()));
         };
         let leaf = self.leaf(&mut shard, hash, leaf_key, Purpose::Admit)?;
-        let replaces = shard.leaf(leaf).is_some_and(|leaf| leaf.get(slot).is_some());
-        let purpose = if replaces { Purpose::Overwrite } else { Purpose::Admit };
+        let replaced = shard.leaf(leaf).and_then(|leaf| leaf.get(slot));
+        let purpose = if replaced.is_some() { Purpose::Overwrite } else { Purpose::Admit };
         let placed = match word {
             Some(word) => Ok(word),
             None => {
@@ -288,10 +352,18 @@ impl Store {
                 let (encoding, check, payload) = (parcel.encoding, parcel.check, parcel.payload);
                 let zpage = NewZpage { encoding, check, owner, payload };
                 let queue = match (state.class(), self.ghosts.get()) {
-                    (Class::Ephemeral, Some(ghosts)) => ghosts.admit(hash, slot),
-                    _ => Queue::Small,
+                    (Class::Ephemeral, Some(ghosts)) if parcel.queue == Queue::Small => ghosts.admit(hash, slot),
+                    _ => parcel.queue,
                 };
-                self.zpages.store(state.class(), queue, &zpage, purpose).map(Word::ram)
+                let stored = self.zpages.store(state.class(), queue, &zpage, purpose);
+                if let Ok(handle) = stored
+                    && queue == Queue::Unpacked
+                    && replaced.is_some_and(|old| self.is_whole(old))
+                {
+                    // Written again before it was packed: it may well be once more.
+                    self.zpages.read(handle, true, |_| ());
+                }
+                stored.map(Word::ram)
             }
         };
         let word = match placed {
@@ -315,6 +387,53 @@ impl Store {
         let found = self.find_and_expand(key, out)?;
         self.gets.add(found);
         Ok(found)
+    }
+
+    /// Copies a part of a page out, to the same place in `out`; the rest of `out` may be anything. `false` if the page is not there.
+    /// For those who keep many small things in a page: of one that lies as it is ([`Config::packs_late`]) no more than the part is
+    /// touched, of one that LZ4 has packed no more is expanded than what leads to it.
+    ///
+    /// Damage is found as by [`get`](Self::get), but not in a page that lies as it is: whoever reads parts has checks of his own in
+    /// them.
+    ///
+    /// # Errors
+    /// As those of [`get`](Self::get).
+    ///
+    /// # Panics
+    /// When the part is not one of a page.
+    pub fn get_part(&self, key: Key, part: Range<usize>, out: &mut Page) -> Result<bool, Error> {
+        assert!(part.start <= part.end && part.end <= PAGE_SIZE, "{part:?} is no part of a page");
+        let expanded = self.with_word(key, |_, word| {
+            let Place::Ram(handle) = word.place() else { return None };
+            self.pools.find(key.pool).filter(|(state, _)| !state.exclusive_gets())?;
+            self.zpages.read_part(handle, true, &part, |zpage| self.expand_part(&zpage, &part, out))
+        });
+        match expanded.flatten() {
+            Some(expanded) => {
+                self.gets.add(true);
+                expanded.map(|()| true)
+            }
+            None => self.get(key, out),
+        }
+    }
+
+    /// Copies or expands a part of a page of its own, if less than all of it need be looked at for that.
+    fn expand_part(&self, zpage: &Zpage<'_>, part: &Range<usize>, out: &mut Page) -> Option<Result<(), Error>> {
+        match zpage.encoding? {
+            Encoding::Raw => {
+                out[part.clone()].copy_from_slice(zpage.payload.get(part.clone())?);
+                Some(Ok(()))
+            }
+            Encoding::Lz4 => {
+                let done = examine(zpage).and_then(|_| {
+                    let what = "it does not expand to a page";
+                    Lz4::expand_to(zpage.payload, part.end, out).map_err(|_| ErrorKind::Corrupt { what }.into())
+                });
+                self.events.corrupt.fetch_add(done.is_err().into(), Relaxed);
+                Some(done)
+            }
+            _ => None,
+        }
     }
 
     fn find_and_expand(&self, key: Key, out: &mut Page) -> Result<bool, Error> {
@@ -423,7 +542,13 @@ impl Store {
     /// Changes the budget. Lowering it makes room as far as that is possible at once; what is stored in persistent pools
     /// stays, and puts are refused until the store is below its budget.
     pub fn set_budget(&self, bytes: u64) {
-        self.budget.set_limit(bytes.max(BUDGET_BYTES_MIN));
+        let bytes = bytes.max(BUDGET_BYTES_MIN);
+        let lacking = self.budget.used().saturating_sub(self.budget.room_for_pages(bytes));
+        if lacking > 0 && self.unpacked_bytes() > 0 {
+            // As long as the old budget holds, there is room to pack into.
+            self.reclaim(lacking.div_ceil(PAGE_SIZE as u64), None);
+        }
+        self.budget.set_limit(bytes);
         while self.budget.used() > self.budget.limit() {
             if !self.make_room(0, Purpose::Admit) {
                 break;
@@ -448,6 +573,7 @@ impl Store {
         let mut stats = Stats {
             zpages: usage.zpages,
             compressed_bytes: usage.payload_bytes,
+            unpacked_bytes: self.unpacked_bytes(),
             zpage_bytes: usage.live_bytes,
             frame_bytes: usage.frame_bytes,
             memory_bytes: self.budget.used(),
@@ -460,6 +586,7 @@ impl Store {
             lost_races: self.events.lost_races.load(Relaxed),
             declined: self.events.declined.load(Relaxed),
             recompressed: self.events.recompressed.load(Relaxed),
+            packed_late: self.events.packed_late.load(Relaxed),
             group_gets: self.events.group_gets.load(Relaxed),
             refaults: self.ghosts.get().map_or(0, Ghosts::hits),
             evictions: self.events.evictions.load(Relaxed),
@@ -496,6 +623,6 @@ fn examine(zpage: &Zpage<'_>) -> Result<Encoding, Error> {
 
 impl<'a> Parcel<'a> {
     fn new(encoding: Encoding, payload: &'a [u8]) -> Self {
-        Self { encoding, payload, check: payload_check(payload) }
+        Self { queue: Queue::Small, encoding, payload, check: payload_check(payload) }
     }
 }

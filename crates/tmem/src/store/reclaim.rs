@@ -65,7 +65,7 @@ pub trait WriteBack {
 }
 
 /// What became of a tenant that was to move.
-enum Move {
+pub(super) enum Move {
     Moved,
     /// Its word is another one by now.
     Gone,
@@ -131,7 +131,9 @@ impl Store {
     /// that a move closes, gives back the frames that wait for new pages, and the packing contexts that nobody used since it
     /// was called last. What the next put needs of it comes back with that put.
     pub fn trim(&self) -> Maintenance {
-        self.contexts.release_unused(&self.budget);
+        if !self.packs_late {
+            self.contexts.release_unused(&self.budget);
+        }
         self.tidy(WASTE_PART_IDLE, true)
     }
 
@@ -152,6 +154,11 @@ impl Store {
     #[cfg(loom)]
     pub fn move_sparse(&self) -> u64 {
         self.zpages.sparse_frame(PAGE_SIZE).map_or(0, |frame| self.empty(frame))
+    }
+
+    /// Empties a frame or so for that, and says how many zpages moved.
+    pub(super) fn close_holes(&self) -> u64 {
+        self.compact(WASTE_PART_MIN, 16)
     }
 
     /// Makes room for a zpage of `bytes`. `false` when nothing more can be taken back.
@@ -211,7 +218,7 @@ impl Store {
     }
 
     /// Replaces the word that names a zpage by what `to` makes of its handle, if the zpage is still where it was seen.
-    fn replace(&self, tenant: &Tenant, to: impl FnOnce(Handle) -> Result<Handle, NoRoom>) -> Move {
+    pub(super) fn replace(&self, tenant: &Tenant, to: impl FnOnce(Handle) -> Result<Handle, NoRoom>) -> Move {
         let handle = tenant.handle;
         let (bytes, target) = match Slot::from(tenant.owner) {
             Slot::Entry { shard, leaf, slot } => {
@@ -310,9 +317,9 @@ impl<'a> Pass<'a> {
         while !enough(self) {
             let usage = self.store.zpages.usage();
             let progress = if waste_exceeds(&usage, WASTE_PART_SHORT) {
-                self.compact(WASTE_PART_SHORT) || self.empty_coldest(&enough)
+                self.compact(WASTE_PART_SHORT) || self.pack_coldest() || self.empty_coldest(&enough)
             } else {
-                self.empty_coldest(&enough) || self.compact(WASTE_PART_MIN)
+                self.pack_coldest() || self.empty_coldest(&enough) || self.compact(WASTE_PART_MIN)
             };
             // Frames of what was gathered for the spill file come free only when it is written, which may take more rounds
             // than may be idle.
@@ -331,9 +338,12 @@ impl<'a> Pass<'a> {
     }
 
     fn why_short(&self) -> Short {
-        let [ephemeral, persistent] = [Class::Ephemeral, Class::Persistent].map(|class| self.store.queue_bytes(class));
-        match (ephemeral.iter().sum(), persistent.iter().sum()) {
-            (0_u64, 0_u64) => Short::Empty,
+        let [ephemeral, persistent] = [Class::Ephemeral, Class::Persistent].map(|class| {
+            let unpacked = self.store.zpages.queue_bytes(class, Queue::Unpacked);
+            self.store.queue_bytes(class).iter().sum::<u64>() + unpacked
+        });
+        match (ephemeral, persistent) {
+            (0, 0) => Short::Empty,
             (0, _) if self.write_back.is_none() && self.store.tiers.is_empty() => Short::Persistent,
             (0, _) if self.write_back.is_none() && !self.spills => Short::Spill,
             _ if self.report.declined > 0 => Short::Declined,
@@ -352,6 +362,12 @@ impl<'a> Pass<'a> {
         let moved = self.store.compact(waste_part, 16);
         self.report.moved += moved;
         moved > 0
+    }
+
+    /// Packs what lies unpacked for the longest time, and says whether there was anything.
+    fn pack_coldest(&mut self) -> bool {
+        // A writer comes after packers in the order of locks.
+        self.writer.is_none() && self.store.pack_coldest(u64::MAX, true) == Ok(true)
     }
 
     /// Empties the coldest frames until it is `enough` or their region ends. Says whether anything changed.

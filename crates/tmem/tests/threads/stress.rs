@@ -46,11 +46,12 @@ impl Plan {
 fn every_operation_from_many_threads() {
     let plan = Plan::from_environment();
     println!("TMEM_SEED={}, {} threads, {:?}", plan.seed, plan.threads, plan.time);
-    let setups = ALLOCATORS.into_iter().flat_map(|allocator| CODECS.map(|codec| (allocator, codec)));
-    let part = plan.time / (ALLOCATORS.len() * CODECS.len()) as u32;
-    for (allocator, codec) in setups {
-        println!("{allocator:?}, {codec:?}");
-        run(&plan, part, allocator, codec, false);
+    let setups = ALLOCATORS.into_iter().flat_map(|allocator| CODECS.map(|codec| (allocator, codec, false)));
+    let setups: Vec<_> = setups.chain([(AllocatorKind::Zsmalloc, CodecKind::Lz4, true)]).collect();
+    let part = plan.time / setups.len() as u32;
+    for (allocator, codec, late) in setups {
+        println!("{allocator:?}, {codec:?}{}", if late { ", packed late" } else { "" });
+        run(&plan, part, Config::new(BUDGET_BYTES_MAX).allocator(allocator).codec(codec).packs_late(late), false);
     }
 }
 
@@ -61,7 +62,9 @@ fn every_operation_with_a_spill_file() {
     println!("TMEM_SEED={}, {} threads, {:?}", plan.seed, plan.threads, plan.time);
     for allocator in ALLOCATORS {
         println!("{allocator:?}");
-        run(&plan, plan.time / ALLOCATORS.len() as u32, allocator, CodecKind::default(), true);
+        // Late where the allocator can do that.
+        let config = Config::new(BUDGET_BYTES_MAX).allocator(allocator).packs_late(true);
+        run(&plan, plan.time / ALLOCATORS.len() as u32, config, true);
     }
 }
 
@@ -100,10 +103,9 @@ pub(crate) fn work(time: Duration, done: &AtomicBool, is_hard: impl Fn() -> bool
     done.store(true, Relaxed);
 }
 
-fn run(plan: &Plan, time: Duration, allocator: AllocatorKind, codec: CodecKind, spills: bool) {
+fn run(plan: &Plan, time: Duration, config: Config, spills: bool) {
     // Fewer contexts than threads, and few shards, so that threads meet.
-    let config = Config::new(BUDGET_BYTES_MAX).allocator(allocator).codec(codec).threads(3).shards(8);
-    let store = Store::new(config).unwrap();
+    let store = Store::new(config.threads(3).shards(8)).unwrap();
     if spills {
         store.add_spill(spill(plan.seed)).unwrap();
     }
