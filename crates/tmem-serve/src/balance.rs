@@ -12,7 +12,7 @@ use std::time::Instant;
 
 /// A thread is as good as always busy with more than this part of the time.
 const BUSY: f64 = 0.8;
-/// A processor that is idle for so much of the time can serve.
+/// A processor that is idle for so much of the time can serve; with less, those who ask may lack one.
 const IDLE: f64 = 0.15;
 /// With fewer commands at a time, waking may take longer than working.
 const FEW_COMMANDS: f64 = 2.0;
@@ -24,6 +24,8 @@ const GAIN: f64 = 1.1;
 const LOSS: f64 = 0.97;
 /// If it costs so much, it does not have to be tried any longer.
 const GREAT_LOSS: f64 = 0.8;
+/// So much less is not for that reason.
+const HARDLY_ANY: f64 = 0.25;
 /// Looks until that is judged: the first is of the time before and after.
 const TRIAL_LOOKS: u32 = 4;
 /// Looks for which nothing is tried after the first time, and at most.
@@ -139,7 +141,7 @@ impl Looker {
             0
         } else if active < most && look.busy > BUSY * active as f64 && look.idle > IDLE {
             1
-        } else if active > 1 && look.commands_at_once < FEW_COMMANDS && look.busy > IDLE {
+        } else if active > 1 && look.busy > IDLE && (look.commands_at_once < FEW_COMMANDS || look.idle < IDLE) {
             -1
         } else {
             0
@@ -161,13 +163,13 @@ impl Looker {
     /// Goes on with what is tried, or judges it.
     fn go_on(&mut self, mut trial: Trial, look: Look, active: usize) -> usize {
         let is_more = active > trial.before;
-        if is_more && look.busy < BUSY * trial.before as f64 {
-            // There is less to do than before, with or without it.
-            return active;
+        if look.rate < HARDLY_ANY * trial.rate {
+            // Less is asked for than before, with or without it: that says nothing.
+            return trial.before;
         }
         trial.looks += 1;
         trial.sum += if trial.looks == 1 { 0.0 } else { look.rate };
-        let ends = !is_more && look.rate < GREAT_LOSS * trial.rate;
+        let ends = look.rate < GREAT_LOSS * trial.rate;
         if trial.looks < TRIAL_LOOKS && !ends {
             self.trial = Some(trial);
             return active;
@@ -222,7 +224,8 @@ mod tests {
         assert_eq!(judge(look(0.95, 0.1, 16.0), 1), 1, "no processor is idle");
         assert_eq!(judge(look(0.5, 3.0, 1.0), 1), 1, "it has time");
         assert_eq!(judge(look(1.6, 0.0, 1.2), 2), 1);
-        assert_eq!(judge(look(1.6, 0.0, 16.0), 2), 2, "they have much to do");
+        assert_eq!(judge(look(1.2, 0.0, 16.0), 2), 1, "whoever asks may need the processor");
+        assert_eq!(judge(look(1.6, 0.3, 16.0), 2), 2, "there are enough processors");
         assert_eq!(judge(look(4.0, 5.0, 16.0), 4), 4, "there are no more");
         // One look is no reason.
         looker.trial = None;
@@ -235,18 +238,20 @@ mod tests {
     #[test]
     fn one_fewer_serves_if_that_costs_little() {
         // What was right for many commands at once may be wrong for one at a time.
-        let with = |rates: [f64; 2], commands_at_once| {
+        let with = |rates: [f64; 2], commands_at_once, idle| {
             let (mut looker, mut active) = (Looker::new(), 2);
             for _ in 0..100 {
-                let look = Look { busy: active as f64, idle: 0.3, commands_at_once, rate: rates[active - 1] };
+                let look = Look { busy: active as f64, idle, commands_at_once, rate: rates[active - 1] };
                 active = looker.judge(look, active, 2);
             }
             active
         };
-        assert_eq!(with([120_000.0, 110_000.0], 1.0), 1);
-        assert_eq!(with([109_000.0, 110_000.0], 1.0), 1);
-        assert_eq!(with([100_000.0, 110_000.0], 1.0), 2);
-        assert_eq!(with([120_000.0, 110_000.0], 16.0), 2, "it is not tried");
+        for (commands_at_once, idle) in [(1.0, 0.3), (1.0, 0.0), (16.0, 0.0)] {
+            assert_eq!(with([120_000.0, 110_000.0], commands_at_once, idle), 1);
+            assert_eq!(with([109_000.0, 110_000.0], commands_at_once, idle), 1);
+            assert_eq!(with([100_000.0, 110_000.0], commands_at_once, idle), 2);
+        }
+        assert_eq!(with([120_000.0, 110_000.0], 16.0, 0.3), 2, "it is not tried");
     }
 
     /// How many looks of a second it had two threads serve, with so many commands a second for one and for two.
@@ -271,9 +276,24 @@ mod tests {
         assert!(looks_with_two(&mut looker, 100, 70_000.0, 100_000.0) > 90);
         looks_with_two(&mut looker, 100, 50_000.0, 51_000.0);
         assert!(looks_with_two(&mut looker, 100, 20_000.0, 30_000.0) > 90);
-        // Nobody asks for anything: that says nothing.
+        // Nobody asks for anything: that says nothing, and the next time it is tried at once.
         let none = Look { busy: 0.0, idle: 2.0, commands_at_once: 0.0, rate: 0.0 };
+        let rest = looker.rest;
+        looker.since_trial = rest;
         looker.trial = Some(Trial { before: 1, rate: 50_000.0, looks: 1, sum: 0.0 });
-        assert_eq!((looker.judge(none, 2, 2), looker.trial.is_none()), (2, true));
+        assert_eq!((looker.judge(none, 2, 2), looker.trial.is_none(), looker.rest), (1, true, rest));
+        assert!(looker.since_trial > rest);
+    }
+
+    /// Clients that lack a processor: two threads are less busy than one was, because less is asked of them.
+    #[test]
+    fn one_more_that_takes_a_processor_from_clients_goes_at_once() {
+        let (mut looker, mut active, mut with_two) = (Looker::new(), 1, 0);
+        for _ in 0..100 {
+            with_two += u32::from(active == 2);
+            let (busy, rate) = if active == 2 { (0.7, 474_000.0) } else { (0.91, 880_000.0) };
+            active = looker.judge(Look { busy, idle: 0.3, commands_at_once: 16.0, rate }, active, 2);
+        }
+        assert!((1..8).contains(&with_two), "{with_two}");
     }
 }

@@ -17,6 +17,7 @@ mod resp;
 mod server;
 mod shard;
 mod space;
+mod table;
 #[doc(hidden)]
 pub mod testing;
 mod worker;

@@ -13,7 +13,7 @@ pub struct Numbers {
 
 const BITS: usize = u64::BITS as usize;
 /// Numbers that there are.
-const NUMBERS_MAX: usize = 1 << 31;
+pub const NUMBERS_MAX: usize = 1 << 28;
 
 impl Numbers {
     /// Takes a run of `count` numbers. `None` when there are no more.

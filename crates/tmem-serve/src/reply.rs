@@ -9,16 +9,19 @@ pub struct Reply<'a> {
 }
 
 impl Reply<'_> {
-    fn head(&mut self, kind: u8, number: impl std::fmt::Display) {
-        use std::io::Write;
+    fn line(&mut self, kind: u8, text: &str) {
         self.out.push(kind);
-        // A vector takes everything.
-        let _ = write!(self.out, "{number}\r\n");
+        self.out.extend_from_slice(text.as_bytes());
+        self.out.extend_from_slice(b"\r\n");
+    }
+
+    fn head(&mut self, kind: u8, number: impl itoa::Integer) {
+        self.line(kind, itoa::Buffer::new().format(number));
     }
 
     /// A status, `OK` above all.
     pub fn status(&mut self, text: &str) {
-        self.head(b'+', text);
+        self.line(b'+', text);
     }
 
     /// `OK`.
@@ -29,7 +32,7 @@ impl Reply<'_> {
     /// An error: a word in capitals and a line of text.
     pub fn error(&mut self, text: &str) {
         let line: String = text.chars().map(|c| if c == '\r' || c == '\n' { ' ' } else { c }).collect();
-        self.head(b'-', line);
+        self.line(b'-', &line);
     }
 
     /// A whole number.

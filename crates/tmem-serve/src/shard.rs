@@ -3,18 +3,17 @@
 //! A small value lies in a page together with others, each as a *record*: its database, its key, the value. The page that is being
 //! filled is in the shard, as it is; when it is full it goes to the store, where it is packed as a whole, so that short texts are packed
 //! together. A large value has pages of its own, so that each can be read into an answer directly; its key stands behind it. An entry of the
-//! table has 32 bytes: a keyed hash of 128 bits, which stands for the key, a place, and when it expires. Keys are read again only when
-//! somebody wants to see them all.
+//! [table](crate::table) has 20 bytes: 96 bits of a keyed hash, which stand for the key, and a word that says where the value lies. When it
+//! expires, if it does, stands in a table of its own. Keys are read again only when somebody wants to see them all.
 //!
-//! Records that are dead are counted by page. A page that is less than nine sixteenths alive is taken apart: what lives goes on to the open page.
-
-use std::collections::HashMap;
-use std::hash::{BuildHasherDefault, Hasher};
+//! Records that are dead are counted by page. A page that is less than nine sixteenths alive is taken apart: what lives goes on to the
+//! open page. When there is little room those are that are less than thirteen sixteenths alive.
 
 use tmem::{Key, ObjectId, PAGE_SIZE, Page, PoolId, Store};
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
-use crate::numbers::Numbers;
+use crate::numbers::{NUMBERS_MAX, Numbers};
+use crate::table::Table;
 
 /// Databases, as Redis has them if nothing else is said.
 pub const DATABASES: usize = 16;
@@ -27,8 +26,12 @@ const LENGTH_BITS: u32 = 12;
 const _: () = assert!(RECORD_BYTES_MAX < 1 << LENGTH_BITS);
 /// The length of a key behind a large value.
 const TAIL_BYTES: usize = 4;
-/// A page with less that lives in it is taken apart.
+/// A page with less that lives in it is taken apart, as long as there is room.
 const LIVE_BYTES_MIN: u16 = (PAGE_SIZE * 9 / 16) as u16;
+/// The same where there is hardly any: more work for less waste.
+const LIVE_BYTES_MOST: u16 = (PAGE_SIZE * 13 / 16) as u16;
+/// With less than this part of the budget free it begins to be more, with less than that it is most.
+const ROOM_PARTS: (u64, u64) = (16, 64);
 
 /// A key, as the table knows it: its hash, in its database.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,70 +51,40 @@ enum Place {
     Large { page: u32, bytes: u32 },
 }
 
-impl Place {
-    const LARGE: u64 = 1 << 63;
-
-    fn to_bits(self) -> u64 {
-        match self {
-            Self::Small { page, offset, bytes } => u64::from(page) << 24 | u64::from(offset) << 12 | u64::from(bytes),
-            Self::Large { page, bytes } => Self::LARGE | u64::from(page) << 30 | u64::from(bytes),
-        }
-    }
-
-    fn from_bits(bits: u64) -> Self {
-        if bits & Self::LARGE != 0 {
-            return Self::Large { page: (bits >> 30) as u32 & 0x7fff_ffff, bytes: bits as u32 & 0x3fff_ffff };
-        }
-        Self::Small { page: (bits >> 24) as u32, offset: (bits >> 12) as u16 & 0xfff, bytes: bits as u16 & 0xfff }
-    }
-}
-
-#[derive(Clone, Copy, Debug)]
+/// What the table has of a key, in a word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Entry {
-    place: u64,
-    /// Milliseconds since 1970 when it expires, 0 if never; and the database in the lowest four bits.
-    rest: u64,
+    place: Place,
+    db: u8,
+    /// The other table says when.
+    expires: bool,
 }
-
-const _: () = assert!(size_of::<(u128, Entry)>() == 32);
 
 impl Entry {
-    fn new(place: u64, expires: u64, db: u8) -> Self {
-        Self { place, rest: expires << 4 | u64::from(db) }
+    const LARGE: u64 = 1 << 63;
+    const EXPIRES: u64 = 1 << 62;
+    const DB_SHIFT: u32 = 58;
+
+    fn to_word(self) -> u64 {
+        let place = match self.place {
+            Place::Small { page, offset, bytes } => u64::from(page) << 24 | u64::from(offset) << 12 | u64::from(bytes),
+            Place::Large { page, bytes } => Self::LARGE | u64::from(page) << 30 | u64::from(bytes),
+        };
+        place | u64::from(self.db) << Self::DB_SHIFT | if self.expires { Self::EXPIRES } else { 0 }
     }
 
-    /// When it expires, 0 for never.
-    fn expires(self) -> u64 {
-        self.rest >> 4
-    }
-
-    /// Its time has come.
-    fn has_expired(self, now: u64) -> bool {
-        (1..=now).contains(&self.expires())
-    }
-
-    fn db(self) -> u8 {
-        (self.rest & 15) as u8
-    }
-}
-
-/// The hash is one already.
-#[derive(Default)]
-struct AsItIs(u64);
-
-impl Hasher for AsItIs {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-
-    fn write(&mut self, _: &[u8]) {
-        unreachable!("only hashes are hashed");
-    }
-
-    fn write_u128(&mut self, hash: u128) {
-        self.0 = (hash >> 64) as u64;
+    fn from_word(word: u64) -> Self {
+        let page = |shift: u32| (word >> shift) as u32 & (NUMBERS_MAX - 1) as u32;
+        let place = if word & Self::LARGE != 0 {
+            Place::Large { page: page(30), bytes: word as u32 & 0x3fff_ffff }
+        } else {
+            Place::Small { page: page(24), offset: (word >> 12) as u16 & 0xfff, bytes: word as u16 & 0xfff }
+        };
+        Self { place, db: (word >> Self::DB_SHIFT) as u8 & 15, expires: word & Self::EXPIRES != 0 }
     }
 }
+
+const _: () = assert!(NUMBERS_MAX << 30 == 1 << Entry::DB_SHIFT && DATABASES <= 16);
 
 /// Why a value was not taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -121,6 +94,8 @@ pub struct Full;
 pub trait Around: Sync {
     /// Room for so many more bytes of tables; makes some, if it can.
     fn make_room(&self, bytes: u64) -> Result<(), Full>;
+    /// What a shard takes was so many bytes and is so many now.
+    fn recount(&self, before: u64, after: u64);
     /// The keyed hash of a key in its database.
     fn hash(&self, db: u8, key: &[u8]) -> u128;
 }
@@ -139,7 +114,10 @@ pub struct Ground<'a> {
 /// A part of all keys.
 pub struct Shard {
     number: u64,
-    table: HashMap<u128, Entry, BuildHasherDefault<AsItIs>>,
+    /// Entries, as words.
+    table: Table,
+    /// When those expire that do, in milliseconds since 1970.
+    expiries: Table,
     numbers: Numbers,
     /// Bytes of living records, by page.
     live: Vec<u16>,
@@ -149,6 +127,8 @@ pub struct Shard {
     open: Box<Page>,
     open_page: Option<u32>,
     open_bytes: usize,
+    /// Bytes that were said to be taken.
+    charged: u64,
     /// Keys of each database.
     keys: [u32; DATABASES],
     /// Those of them that expire.
@@ -178,13 +158,15 @@ impl Shard {
     pub fn new(number: usize) -> Self {
         Self {
             number: number as u64,
-            table: HashMap::default(),
+            table: Table::default(),
+            expiries: Table::default(),
             numbers: Numbers::default(),
             live: Vec::new(),
             sparse: Vec::new(),
             open: Box::new([0; PAGE_SIZE]),
             open_page: None,
             open_bytes: 0,
+            charged: 0,
             keys: [0; DATABASES],
             expiring: [0; DATABASES],
             seen_evictions: 0,
@@ -197,9 +179,33 @@ impl Shard {
 
     /// Bytes that it takes beside the store.
     pub fn bytes(&self) -> u64 {
-        let tables =
-            table_bytes(self.table.capacity()) + self.numbers.bytes() + self.live.capacity() * size_of::<u16>();
+        let lists = self.numbers.bytes() + self.live.capacity() * size_of::<u16>();
+        let tables = self.table.bytes() + self.expiries.bytes() + lists;
         (size_of::<Self>() + PAGE_SIZE + tables) as u64
+    }
+
+    /// Says what it takes now.
+    pub fn recount(&mut self, around: &dyn Around) {
+        let after = self.bytes();
+        around.recount(std::mem::replace(&mut self.charged, after), after);
+    }
+
+    /// Takes room for so many more bytes of tables, before it takes them.
+    fn charge(&mut self, ground: Ground<'_>, bytes: usize) -> Result<(), Full> {
+        ground.around.make_room(bytes as u64)?;
+        self.charged += bytes as u64;
+        Ok(())
+    }
+
+    /// Lets one more entry have room in a table.
+    fn make_room(&mut self, ground: Ground<'_>, table: fn(&mut Self) -> &mut Table) -> Result<(), Full> {
+        if table(self).is_full() {
+            let bytes = table(self).bytes_to_grow();
+            self.charge(ground, bytes)?;
+            table(self).grow();
+            self.recount(ground.around);
+        }
+        Ok(())
     }
 
     /// Keys of a database, and those of them that expire.
@@ -223,10 +229,10 @@ impl Shard {
 
     /// Looks a key up; what has expired is removed on the way.
     fn find(&mut self, ground: Ground<'_>, name: Name) -> Option<Entry> {
-        let entry = *self.table.get(&name.hash)?;
-        if entry.has_expired(ground.now) {
+        let entry = Entry::from_word(self.table.get(name.hash)?);
+        if entry.expires && self.expiries.get(name.hash).is_some_and(|at| at <= ground.now) {
             self.expired += 1;
-            self.forget_key(ground, name);
+            self.forget_key(ground, name.hash);
             return None;
         }
         Some(entry)
@@ -234,28 +240,43 @@ impl Shard {
 
     /// When a key expires, 0 for never; nothing if it is not there.
     pub fn expiry(&mut self, ground: Ground<'_>, name: Name) -> Option<u64> {
-        self.find(ground, name).map(Entry::expires)
+        self.find(ground, name).map(|entry| self.expires_at(entry, name))
+    }
+
+    fn expires_at(&self, entry: Entry, name: Name) -> u64 {
+        if entry.expires { self.expiries.get(name.hash).unwrap_or_default() } else { 0 }
     }
 
     /// Lets a key expire at a time, or never for 0. `false` if it is not there.
-    pub fn set_expiry(&mut self, ground: Ground<'_>, name: Name, at: u64) -> bool {
-        let Some(entry) = self.find(ground, name) else { return false };
-        self.enter(name, Entry::new(entry.place, at, name.db));
-        true
+    ///
+    /// # Errors
+    /// When there is no room to note it; then nothing has changed.
+    pub fn set_expiry(&mut self, ground: Ground<'_>, name: Name, at: u64) -> Result<bool, Full> {
+        let Some(entry) = self.find(ground, name) else { return Ok(false) };
+        if at != 0 {
+            self.make_room(ground, |shard| &mut shard.expiries)?;
+        }
+        self.enter(name, entry.place, at);
+        Ok(true)
     }
 
-    /// Puts an entry in place of the one that there is, if there is one, and counts it.
-    fn enter(&mut self, name: Name, entry: Entry) {
-        let db = usize::from(name.db);
-        let before = self.table.insert(name.hash, entry);
+    /// Puts an entry in place of the one that there is, if there is one, and counts it. The tables have room for it.
+    fn enter(&mut self, name: Name, place: Place, at: u64) {
+        let (db, expires) = (usize::from(name.db), at != 0);
+        let before = self.table.insert(name.hash, Entry { place, db: name.db, expires }.to_word());
+        let did_expire = before.is_some_and(|word| Entry::from_word(word).expires);
+        if expires {
+            self.expiries.insert(name.hash, at);
+        } else if did_expire {
+            self.expiries.remove(name.hash);
+        }
         self.keys[db] += u32::from(before.is_none());
-        self.expiring[db] -= u32::from(before.is_some_and(|before| before.expires() != 0));
-        self.expiring[db] += u32::from(entry.expires() != 0);
+        self.expiring[db] = self.expiring[db] + u32::from(expires) - u32::from(did_expire);
     }
 
     /// Bytes of a value; nothing if it is not there.
     pub fn length(&mut self, ground: Ground<'_>, name: Name) -> Option<usize> {
-        match Place::from_bits(self.find(ground, name)?.place) {
+        match self.find(ground, name)?.place {
             Place::Large { bytes, .. } => Some(bytes as usize),
             // The page may have been dropped, so it has to be looked at.
             place @ Place::Small { .. } => self.with_record(ground, name, place, |record| record.value.len()),
@@ -275,14 +296,12 @@ impl Shard {
         if self.open_page == Some(page) {
             return Some(with(Record::read(&self.open[range])?));
         }
-        let mut copy = [0; PAGE_SIZE];
-        if ground.store.get_part(self.key_of(ground, page), range.clone(), &mut copy).unwrap_or(false)
-            && let Some(record) = Record::read_whole(&copy[range])
-        {
-            return Some(with(record));
+        let whole = |bytes: &[u8]| Record::read_whole(bytes).map(with);
+        if let Ok(Some(Some(shown))) = ground.store.with_part(self.key_of(ground, page), range, whole) {
+            return Some(shown);
         }
         self.evicted += 1;
-        self.forget_key(ground, name);
+        self.forget_key(ground, name.hash);
         None
     }
 
@@ -297,7 +316,7 @@ impl Shard {
     ) -> bool {
         let Some(entry) = self.find(ground, name) else { return false };
         let before = out.len();
-        match Place::from_bits(entry.place) {
+        match entry.place {
             place @ Place::Small { .. } => self
                 .with_record(ground, name, place, |record| {
                     let range = part(record.value.len(), out);
@@ -311,7 +330,7 @@ impl Shard {
                 }
                 out.truncate(before);
                 self.evicted += 1;
-                self.forget_key(ground, name);
+                self.forget_key(ground, name.hash);
                 false
             }
         }
@@ -356,32 +375,35 @@ impl Shard {
         let before = self.find(ground, name);
         let at = match (expiry, before) {
             (Expiry::At(at), _) => at,
-            (Expiry::Keep, Some(entry)) => entry.expires(),
+            (Expiry::Keep, Some(entry)) => self.expires_at(entry, name),
             (Expiry::Keep, None) => 0,
         };
-        if before.is_none() && self.table.len() == self.table.capacity() {
-            let more = table_bytes(2 * self.table.capacity().max(4));
-            ground.around.make_room(more as u64)?;
+        if before.is_none() {
+            self.make_room(ground, |shard| &mut shard.table)?;
+        }
+        if at != 0 {
+            self.make_room(ground, |shard| &mut shard.expiries)?;
         }
         let record = Record { db: name.db, key, value };
-        let is_small = record.bytes() <= RECORD_BYTES_MAX;
-        let place =
-            if is_small { self.append(ground, &record)? } else { self.write_large(ground, before, key, value)? };
+        let place = if record.bytes() <= RECORD_BYTES_MAX {
+            self.append(ground, record.bytes(), |out| record.write(out))?
+        } else {
+            self.write_large(ground, before, key, value)?
+        };
         // What there was before may have moved when a page was taken apart, and a large value may have been written over.
-        let before = self.table.get(&name.hash).map(|before| Place::from_bits(before.place));
+        let before = self.table.get(name.hash).map(|word| Entry::from_word(word).place);
         let same_page =
             matches!((before, place), (Some(Place::Large { page: old, .. }), Place::Large { page, .. }) if old == page);
         if let Some(before) = before.filter(|_| !same_page) {
             self.forget(ground, before);
         }
-        self.enter(name, Entry::new(place.to_bits(), at, name.db));
+        self.enter(name, place, at);
         self.clean(ground);
         Ok(())
     }
 
-    /// Adds a record to the open page, or to the next one.
-    fn append(&mut self, ground: Ground<'_>, record: &Record<'_>) -> Result<Place, Full> {
-        let bytes = record.bytes();
+    /// Adds a record to the open page, or to the next one. `write` is given room for so many bytes.
+    fn append(&mut self, ground: Ground<'_>, bytes: usize, write: impl FnOnce(&mut [u8])) -> Result<Place, Full> {
         if self.open_bytes + bytes > PAGE_SIZE {
             self.seal(ground)?;
         }
@@ -394,7 +416,7 @@ impl Shard {
             }
         };
         let offset = self.open_bytes;
-        record.write(&mut self.open[offset..offset + bytes]);
+        write(&mut self.open[offset..offset + bytes]);
         self.open_bytes += bytes;
         self.live[page as usize] += bytes as u16;
         Ok(Place::Small { page, offset: offset as u16, bytes: bytes as u16 })
@@ -407,7 +429,7 @@ impl Shard {
             // What is left of older records behind the end is not to be packed.
             self.open[self.open_bytes..].fill(0);
             ground.store.overwrite_aside(self.key_of(ground, page), &self.open).map_err(|_| Full)?;
-            if self.live[page as usize] < LIVE_BYTES_MIN {
+            if self.live[page as usize] < live_bytes_min(ground) {
                 self.sparse.push(page);
             }
         } else {
@@ -423,7 +445,7 @@ impl Shard {
         if end > self.live.len() {
             if end > self.live.capacity() {
                 let more = end.max(self.live.capacity() + self.live.capacity() / 4 + 64) - self.live.len();
-                if ground.around.make_room((more * size_of::<u16>()) as u64).is_err() {
+                if self.charge(ground, more * size_of::<u16>()).is_err() {
                     self.numbers.give_back(first);
                     return Err(Full);
                 }
@@ -445,7 +467,7 @@ impl Shard {
     ) -> Result<Place, Full> {
         let all = value.len() + TAIL_BYTES + key.len();
         let tail = (key.len() as u32).to_le_bytes();
-        if let Some(Place::Large { page, bytes: old }) = before.map(|before| Place::from_bits(before.place)) {
+        if let Some(Place::Large { page, bytes: old }) = before.map(|before| before.place) {
             let old = old as usize;
             let fits = all.max(old + TAIL_BYTES + key.len()) <= PAGE_SIZE;
             if fits || (old == value.len() && old <= PAGE_SIZE) {
@@ -493,18 +515,18 @@ impl Shard {
                     }
                 } else if left == 0 {
                     self.flush_run(ground, page);
-                } else if left < LIVE_BYTES_MIN && left + bytes >= LIVE_BYTES_MIN {
+                } else if left < live_bytes_min(ground) {
                     self.sparse.push(page);
                 }
             }
         }
     }
 
-    /// Takes apart the pages that have become sparse. Where there is no room for it they stay as they are.
+    /// Takes apart the pages that have become sparse. Where there is no room for it they stay as they are, until more of them dies.
     fn clean(&mut self, ground: Ground<'_>) {
         while let Some(page) = self.sparse.pop() {
             // It may have become another one meanwhile.
-            if self.open_page == Some(page) || !(1..LIVE_BYTES_MIN).contains(&self.live[page as usize]) {
+            if self.open_page == Some(page) || !(1..LIVE_BYTES_MOST).contains(&self.live[page as usize]) {
                 continue;
             }
             if !self.take_apart(ground, page) {
@@ -524,13 +546,15 @@ impl Shard {
         while let Some(record) = Record::read(&copy[offset..]) {
             let bytes = record.bytes();
             let here = Place::Small { page, offset: offset as u16, bytes: bytes as u16 };
+            let whole = &copy[offset..offset + bytes];
             offset += bytes;
             let hash = ground.around.hash(record.db, record.key);
-            let Some(entry) = self.table.get(&hash).copied().filter(|entry| entry.place == here.to_bits()) else {
-                continue;
-            };
-            let Ok(place) = self.append(ground, &record) else { return false };
-            self.table.insert(hash, Entry { place: place.to_bits(), ..entry });
+            let entry = self.table.get(hash).map(Entry::from_word);
+            let Some(entry) = entry.filter(|entry| entry.place == here) else { continue };
+            // With its check, as it is.
+            let moved = self.append(ground, bytes, |out| out.copy_from_slice(whole));
+            let Ok(place) = moved else { return false };
+            self.table.insert(hash, Entry { place, ..entry }.to_word());
             self.live[page as usize] -= bytes as u16;
         }
         self.live[page as usize] = 0;
@@ -540,23 +564,26 @@ impl Shard {
 
     /// Removes a key. `false` if it is not there.
     pub fn remove(&mut self, ground: Ground<'_>, name: Name) -> bool {
-        self.find(ground, name).is_some() && self.forget_key(ground, name)
+        self.find(ground, name).is_some() && self.forget_key(ground, name.hash)
     }
 
     /// The same, whether it has expired or not.
-    fn forget_key(&mut self, ground: Ground<'_>, name: Name) -> bool {
-        let Some(entry) = self.table.remove(&name.hash) else { return false };
-        let db = usize::from(name.db);
+    fn forget_key(&mut self, ground: Ground<'_>, hash: u128) -> bool {
+        let Some(entry) = self.table.remove(hash).map(Entry::from_word) else { return false };
+        let db = usize::from(entry.db);
         self.keys[db] -= 1;
-        self.expiring[db] -= u32::from(entry.expires() != 0);
-        self.forget(ground, Place::from_bits(entry.place));
+        if entry.expires {
+            self.expiries.remove(hash);
+            self.expiring[db] -= 1;
+        }
+        self.forget(ground, entry.place);
         true
     }
 
     /// The key of an entry.
     fn key(&mut self, ground: Ground<'_>, name: Name) -> Option<Vec<u8>> {
         let entry = self.find(ground, name)?;
-        match Place::from_bits(entry.place) {
+        match entry.place {
             place @ Place::Small { .. } => self.with_record(ground, name, place, |record| record.key.to_vec()),
             Place::Large { page, bytes } => {
                 let (at, mut tail, mut key) = (bytes as usize, Vec::new(), Vec::new());
@@ -578,15 +605,15 @@ impl Shard {
         count: usize,
         with: &mut dyn FnMut(Vec<u8>),
     ) -> Option<u64> {
-        let of_db = |(hash, entry): (&u128, &Entry)| (entry.db() == db).then_some(*hash);
-        let mut hashes: Vec<u128> = self.table.iter().filter_map(of_db).filter(|hash| order(*hash) >= from).collect();
-        let mut next = None;
-        if hashes.len() > count {
+        let of_db = |(_, word): &(u128, u64)| Entry::from_word(*word).db == db;
+        let (mut hashes, mut next) = (Vec::new(), None);
+        for (hash, _) in self.table.from(u128::from(from) << ORDER_SHIFT).filter(of_db) {
             // Those that are equal as far as the cursor tells come together.
-            let (_, last, _) = hashes.select_nth_unstable_by_key(count - 1, |hash| order(*hash));
-            let last = order(*last);
-            hashes.retain(|hash| order(*hash) <= last);
-            next = Some(last + 1);
+            if hashes.len() >= count && hashes.last().is_some_and(|last| order(*last) < order(hash)) {
+                next = Some(order(hash));
+                break;
+            }
+            hashes.push(hash);
         }
         for hash in hashes {
             if let Some(key) = self.key(ground, Name { hash, db }) {
@@ -612,57 +639,65 @@ impl Shard {
     pub fn flush(&mut self, ground: Ground<'_>, db: Option<u8>) {
         if db.is_none() || self.keys.iter().enumerate().all(|(at, keys)| Some(at as u8) == db || *keys == 0) {
             ground.store.flush_object(ground.pool, self.object());
-            let Self { hits, misses, evicted, expired, .. } = *self;
-            *self = Self { hits, misses, evicted, expired, ..Self::new(self.number as usize) };
+            let Self { charged, hits, misses, evicted, expired, .. } = *self;
+            *self = Self { charged, hits, misses, evicted, expired, ..Self::new(self.number as usize) };
+            self.recount(ground.around);
             return;
         }
-        let of_db = |entry: &Entry| Some(entry.db()) == db;
-        let gone: Vec<u128> = self.table.iter().filter(|(_, entry)| of_db(entry)).map(|(hash, _)| *hash).collect();
+        let of_db = |(_, word): &(u128, u64)| Some(Entry::from_word(*word).db) == db;
+        let gone: Vec<u128> = self.table.iter().filter(of_db).map(|(hash, _)| hash).collect();
         for hash in gone {
-            self.forget_key(ground, Name { hash, db: db.unwrap_or_default() });
+            self.forget_key(ground, hash);
         }
-        self.table.shrink_to_fit();
+        self.shrink(ground);
     }
 
     /// Removes what has expired and, if the store has dropped anything since the last time, what is no longer there. `evictions` is how
     /// many pages it has dropped so far.
     pub fn sweep(&mut self, ground: Ground<'_>, evictions: u64) {
         let dropped = std::mem::replace(&mut self.seen_evictions, evictions) != evictions;
-        let mut gone = Vec::new();
-        let expiring = self.expiring.iter().any(|keys| *keys > 0);
-        if expiring || dropped {
-            for (hash, entry) in &self.table {
-                let name = Name { hash: *hash, db: entry.db() };
-                let page = match Place::from_bits(entry.place) {
-                    Place::Small { page, .. } | Place::Large { page, .. } => page,
-                };
-                if entry.has_expired(ground.now) {
-                    gone.push(name);
-                    self.expired += 1;
-                } else if dropped && self.open_page != Some(page) && !ground.store.contains(self.key_of(ground, page)) {
-                    gone.push(name);
-                    self.evicted += 1;
-                }
+        let due = |(_, at): &(u128, u64)| *at <= ground.now;
+        let gone: Vec<u128> = self.expiries.iter().filter(due).map(|(hash, _)| hash).collect();
+        for hash in gone {
+            self.expired += u64::from(self.forget_key(ground, hash));
+        }
+        if dropped {
+            let is_gone = |(_, word): &(u128, u64)| {
+                let (Place::Small { page, .. } | Place::Large { page, .. }) = Entry::from_word(*word).place;
+                self.open_page != Some(page) && !ground.store.contains(self.key_of(ground, page))
+            };
+            let gone: Vec<u128> = self.table.iter().filter(is_gone).map(|(hash, _)| hash).collect();
+            for hash in gone {
+                self.evicted += u64::from(self.forget_key(ground, hash));
             }
         }
-        for name in gone {
-            self.forget_key(ground, name);
-        }
         self.clean(ground);
-        if self.table.capacity() > 64 && self.table.len() * 8 < self.table.capacity() {
-            self.table.shrink_to(self.table.len() * 2);
-        }
+        self.shrink(ground);
+    }
+
+    fn shrink(&mut self, ground: Ground<'_>) {
+        self.table.shrink();
+        self.expiries.shrink();
+        self.recount(ground.around);
     }
 }
 
-/// What is left of a hash in a cursor.
-fn order(hash: u128) -> u64 {
-    (hash >> 80) as u64
+/// What has to live in a page so that it is not taken apart.
+fn live_bytes_min(ground: Ground<'_>) -> u16 {
+    let budget = ground.store.budget_bytes();
+    let room = budget.saturating_sub(ground.store.memory_bytes());
+    let (ample, least) = (budget / ROOM_PARTS.0, budget / ROOM_PARTS.1);
+    let lacking = ample.saturating_sub(room).min(ample - least);
+    let more = u64::from(LIVE_BYTES_MOST - LIVE_BYTES_MIN) * lacking / (ample - least).max(1);
+    LIVE_BYTES_MIN + more as u16
 }
 
-/// Bytes of a table with room for so many entries, about.
-fn table_bytes(capacity: usize) -> usize {
-    if capacity == 0 { 0 } else { (capacity * 8 / 7).next_power_of_two() * (size_of::<(u128, Entry)>() + 1) }
+/// What a cursor has of a hash stands so high in it.
+const ORDER_SHIFT: u32 = 80;
+
+/// What is left of a hash in a cursor.
+fn order(hash: u128) -> u64 {
+    (hash >> ORDER_SHIFT) as u64
 }
 
 /// A small value.

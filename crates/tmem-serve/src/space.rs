@@ -35,7 +35,7 @@ pub struct Space {
     lent_bytes: AtomicU64,
     /// What the program takes beside tables, buffers and the store.
     fixed_bytes: u64,
-    /// Bytes of tables, at most.
+    /// Bytes of tables.
     tables: AtomicU64,
     /// Bytes of buffers of connections.
     pub buffers: AtomicU64,
@@ -58,6 +58,14 @@ impl Around for Space {
             self.tables.fetch_sub(bytes, Relaxed);
         }
         room
+    }
+
+    fn recount(&self, before: u64, after: u64) {
+        if after > before {
+            self.tables.fetch_add(after - before, Relaxed);
+        } else {
+            self.tables.fetch_sub(before - after, Relaxed);
+        }
     }
 
     fn hash(&self, db: u8, key: &[u8]) -> u128 {
@@ -153,8 +161,7 @@ impl Space {
     }
 
     fn count_tables(&self) {
-        let bytes = self.shards.iter().map(|shard| lock(shard).bytes()).sum();
-        self.tables.store(bytes, Relaxed);
+        self.shards.iter().for_each(|shard| lock(shard).recount(self));
     }
 
     fn ground(&self, now: u64) -> Ground<'_> {
@@ -341,12 +348,21 @@ mod tests {
         shard.remove(ground, name)
     }
 
+    fn expiry(space: &Space, db: u8, key: &[u8]) -> Option<u64> {
+        let name = space.name(db, key);
+        let mut locked = space.lock(name, now());
+        let (shard, ground) = locked.of(name);
+        shard.expiry(ground, name)
+    }
+
     /// Keys and values of all sizes come, change and go in three databases, through flushes and sweeps, in little RAM: each read is
-    /// what was written last; what was refused is as it was before, and what may be dropped is whole or gone.
+    /// what was written last, and expires when it was said; what was refused is as it was before, and what may be dropped is whole or
+    /// gone.
     fn against_a_map(drops: bool) {
         let space = space(4 << 20, drops);
-        let mut oracle: HashMap<(u8, Vec<u8>), Vec<u8>> = HashMap::new();
+        let mut oracle: HashMap<(u8, Vec<u8>), (Vec<u8>, u64)> = HashMap::new();
         let mut random = Random::new(3);
+        let later = now() + 3_600_000;
         let (mut refused, mut gone, mut found) = (0, 0, 0);
         for step in 0..60_000 {
             let db = random.below(3) as u8;
@@ -358,8 +374,14 @@ mod tests {
             match random.below(10) {
                 0..4 => {
                     let value = value(&mut random);
-                    match set(&space, db, &key, &value, Expiry::At(0)) {
-                        Ok(()) => drop(oracle.insert((db, key), value)),
+                    let before = expiry(&space, db, &key).unwrap_or(0);
+                    let (how, at) = match random.below(4) {
+                        0 => (Expiry::Keep, before),
+                        1 => (Expiry::At(later + step), later + step),
+                        _ => (Expiry::At(0), 0),
+                    };
+                    match set(&space, db, &key, &value, how) {
+                        Ok(()) => drop(oracle.insert((db, key), (value, at))),
                         Err(Full) => refused += 1,
                     }
                 }
@@ -375,17 +397,21 @@ mod tests {
                 6 if step % 100 == 0 => space.keep_up(),
                 7 => {
                     // What expires at once is gone.
+                    let at = [1, 0, later + step][random.below(3) as usize];
                     let name = space.name(db, &key);
                     let mut locked = space.lock(name, now());
                     let (shard, ground) = locked.of(name);
-                    if random.below(4) == 0 && shard.set_expiry(ground, name, 1) {
-                        oracle.remove(&(db, key));
+                    match shard.set_expiry(ground, name, at) {
+                        Ok(true) if at == 1 => drop(oracle.remove(&(db, key))),
+                        Ok(true) => drop(oracle.get_mut(&(db, key)).map(|(_, expires)| *expires = at)),
+                        Ok(false) | Err(Full) => {}
                     }
                 }
                 _ => match (get(&space, db, &key), oracle.get(&(db, key.clone()))) {
                     (Some(value), wanted) => {
-                        let same = wanted == Some(&value);
-                        assert!(same, "step {step}: {db} {key:?} {} bytes, {:?}", value.len(), wanted.map(Vec::len));
+                        let same = wanted.is_some_and(|(wanted, _)| *wanted == value);
+                        assert!(same, "step {step}: {db} {key:?} {} bytes, {wanted:?}", value.len());
+                        assert_eq!(expiry(&space, db, &key), wanted.map(|(_, at)| *at), "step {step}: {db} {key:?}");
                         found += 1;
                     }
                     (None, None) => {}
@@ -406,7 +432,25 @@ mod tests {
             // All keys are shown, and no others.
             let mut shown = Vec::new();
             for db in 0..3 {
-                space.lock_all().scan(db, 0, usize::MAX, |key| shown.push((db, key)));
+                let mut cursor = 0;
+                loop {
+                    let before = shown.len();
+                    cursor = space.lock_all().scan(db, cursor, 7, |key| shown.push((db, key)));
+                    assert!(shown.len() - before < 14, "{} at once", shown.len() - before);
+                    if cursor == 0 {
+                        break;
+                    }
+                }
+                let count = |expiring: bool| {
+                    let is_one = |(of, at): (u8, u64)| of == db && (!expiring || at != 0);
+                    oracle.iter().filter(|((of, _), (_, at))| is_one((*of, *at))).count() as u32
+                };
+                let (mut keys, mut expiring) = (0, 0);
+                space.lock_all().each(|shard, _| {
+                    let (of_shard, expire) = shard.keys(db);
+                    (keys, expiring) = (keys + of_shard, expiring + expire);
+                });
+                assert_eq!((keys, expiring), (count(false), count(true)));
             }
             let mut wanted: Vec<_> = oracle.into_keys().collect();
             shown.sort();
@@ -415,6 +459,9 @@ mod tests {
         }
         space.lock_all().each(|shard, ground| shard.flush(ground, None));
         assert_eq!(space.store().stats().pages, 0, "pages are left");
+        let tables = space.tables.load(Relaxed);
+        space.count_tables();
+        assert_eq!(space.tables.load(Relaxed), tables, "what tables take is counted as it changes");
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! A thread that serves many connections: it waits for all of them at once, reads what has come, does it, and writes what there is to
-//! answer.
+//! answer. The answers to all that had come go out together at the end, as those of Redis do: the first wakes whoever waits for them, and
+//! the others find them awake.
 //!
 //! What arrives goes into a buffer of the thread; a connection has one of its own only while a command is not whole, and one for answers
 //! only while the client does not take them. So one that is idle takes a few hundred bytes. A client that does not read is not heard either.
@@ -26,6 +27,8 @@ use crate::space::now;
 const READ_BYTES: usize = 64 << 10;
 /// With so much to be sent, nothing more is done for a client.
 const OUT_BYTES_MAX: usize = 256 << 10;
+/// Answers go out together until there are so many bytes of them, which are still close at hand then.
+const TOGETHER_BYTES: usize = 32 << 10;
 /// Bytes of a connection that nobody hears of.
 const CONNECTION_BYTES: u64 = 1 << 10;
 /// More of them under TLS: records on their way in and out, and keys.
@@ -93,8 +96,15 @@ pub struct Connection {
 
 /// Serves until the server stops.
 pub fn serve(shared: &Shared, worker: &Worker) {
-    let mut serving =
-        Serving { shared, worker, connections: HashMap::new(), muted: HashSet::new(), buffer: vec![0; READ_BYTES] };
+    let mut serving = Serving {
+        shared,
+        worker,
+        connections: HashMap::new(),
+        muted: HashSet::new(),
+        heard: Vec::new(),
+        unsent: 0,
+        buffer: vec![0; READ_BYTES],
+    };
     let mut active = shared.balance.active();
     let mut events = Vec::with_capacity(256);
     while !shared.stopping.load(Relaxed) {
@@ -116,9 +126,10 @@ pub fn serve(shared: &Shared, worker: &Worker) {
         for event in &events {
             match event.data.u64() {
                 WAKE => serving.welcome(),
-                id => serving.go_on(id, event.flags),
+                id => serving.hear(id, event.flags),
             }
         }
+        serving.answer();
     }
     // What has been answered is sent, as far as it can be.
     for (id, mut connection) in serving.connections.drain() {
@@ -134,12 +145,17 @@ struct Serving<'a> {
     connections: HashMap<u64, Box<Connection>>,
     /// Those that are not heard for a while.
     muted: HashSet<u64>,
+    /// Those that have been heard and are to be answered, and how many bytes there are for them.
+    heard: Vec<u64>,
+    unsent: usize,
     buffer: Vec<u8>,
 }
 
 impl Serving<'_> {
     /// Takes in those that were handed over.
     fn welcome(&mut self) {
+        // Whoever is given away has been answered.
+        self.answer();
         let _ = rustix::io::read(&self.worker.wake, &mut [0; 8]);
         let arrivals = std::mem::take(&mut *self.worker.arrivals.lock().unwrap_or_else(PoisonError::into_inner));
         for arrival in arrivals {
@@ -202,32 +218,57 @@ impl Serving<'_> {
             if let Some(connection) = self.connections.get_mut(&id) {
                 connection.client.muted_until = None;
             }
-            self.go_on(id, epoll::EventFlags::empty());
+            self.hear(id, epoll::EventFlags::empty());
         }
     }
 
-    /// Serves a connection; then waits for the right things, counts its buffers, or lets it go.
-    fn go_on(&mut self, id: u64, flags: epoll::EventFlags) {
+    /// Does what a connection asks for. It is answered with the others, or before there is too much to be sent.
+    fn hear(&mut self, id: u64, flags: epoll::EventFlags) {
         let shared = self.shared;
         let Some(connection) = self.connections.get_mut(&id) else { return };
-        let goes_on = connection.go_on(shared, flags, &mut self.buffer);
-        if let Err(e) = &goes_on
-            && e.kind() == ErrorKind::InvalidData
-        {
-            shared.counters.broken.fetch_add(1, Relaxed);
+        match connection.go_on(shared, flags, &mut self.buffer) {
+            Ok(()) => {
+                self.unsent += connection.output.len();
+                self.heard.push(id);
+            }
+            Err(e) => {
+                if e.kind() == ErrorKind::InvalidData {
+                    shared.counters.broken.fetch_add(1, Relaxed);
+                }
+                self.let_go(id);
+            }
         }
-        if connection.client.muted_until.is_some() {
-            self.muted.insert(id);
+        if self.unsent >= TOGETHER_BYTES {
+            self.answer();
         }
-        let stays = goes_on.unwrap_or(false) && connection.count(shared) && {
-            let events = connection.wanted_events();
-            let same = events == connection.events;
-            connection.events = events;
-            let data = epoll::EventData::new_u64(id);
-            same || epoll::modify(&self.worker.epoll, &*connection.stream, data, events).is_ok()
-        };
-        if !stays && let Some(connection) = self.take_out(id) {
-            leave(shared, id, &connection);
+    }
+
+    /// Answers those that were heard; then waits for the right things of each, counts its buffers, or lets it go.
+    fn answer(&mut self) {
+        let mut heard = std::mem::take(&mut self.heard);
+        for id in heard.drain(..) {
+            let Some(connection) = self.connections.get_mut(&id) else { continue };
+            let goes_on = connection.send().is_ok() && (!connection.client.leaving || connection.has_more());
+            if connection.client.muted_until.is_some() {
+                self.muted.insert(id);
+            }
+            let stays = goes_on && connection.count(self.shared) && {
+                let events = connection.wanted_events();
+                let same = events == connection.events;
+                connection.events = events;
+                let data = epoll::EventData::new_u64(id);
+                same || epoll::modify(&self.worker.epoll, &*connection.stream, data, events).is_ok()
+            };
+            if !stays {
+                self.let_go(id);
+            }
+        }
+        (self.heard, self.unsent) = (heard, 0);
+    }
+
+    fn let_go(&mut self, id: u64) {
+        if let Some(connection) = self.take_out(id) {
+            leave(self.shared, id, &connection);
         }
     }
 }
@@ -303,10 +344,13 @@ impl Connection {
         self.sent < self.output.len() || self.tls.as_ref().is_some_and(|tls| tls.wants_write())
     }
 
-    /// Does what can be done now. `false` if the client leaves, or has left.
-    fn go_on(&mut self, shared: &Shared, flags: epoll::EventFlags, buffer: &mut [u8]) -> io::Result<bool> {
+    /// Does what can be done now; its answers are still to be sent.
+    ///
+    /// # Errors
+    /// When the client has left, or says what is no command.
+    fn go_on(&mut self, shared: &Shared, flags: epoll::EventFlags, buffer: &mut [u8]) -> io::Result<()> {
         if flags.contains(epoll::EventFlags::ERR) {
-            return Ok(false);
+            return Err(ErrorKind::ConnectionReset.into());
         }
         if flags.contains(epoll::EventFlags::OUT) {
             self.send()?;
@@ -317,7 +361,7 @@ impl Connection {
         let there_is = flags.intersects(epoll::EventFlags::IN | epoll::EventFlags::HUP) || self.tls.is_some();
         while self.hears() && there_is {
             match self.receive(buffer) {
-                Ok(0) => return Ok(false),
+                Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
                 Ok(bytes) => {
                     shared.counters.reads.fetch_add(1, Relaxed);
                     self.hear(shared, &buffer[..bytes])?;
@@ -329,8 +373,7 @@ impl Connection {
                 break;
             }
         }
-        self.send()?;
-        Ok(!self.client.leaving || self.has_more())
+        Ok(())
     }
 
     fn hears(&self) -> bool {

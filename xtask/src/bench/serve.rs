@@ -37,9 +37,13 @@ pub struct ServeArgs {
     /// Write all figures to this file.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
-    /// What `tmem serve` may take of the RAM that Redis takes for the values, in percent; if nothing is said, little.
+    /// What `tmem serve` may take of the RAM that Redis takes for the values, in percent; if nothing is said, so much that it is half of
+    /// it in the end.
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
     ram_percent: Option<u64>,
+    /// Only these values.
+    #[arg(long, value_parser = ["pages", "JSON"])]
+    values: Option<String>,
 }
 
 const PAGES_MIN: usize = 8192;
@@ -52,7 +56,7 @@ const REDIS: usize = 2;
 struct Values {
     name: &'static str,
     values: Vec<Vec<u8>>,
-    /// Of the RAM that Redis takes, about the least in percent with which `tmem serve` can go on replacing them.
+    /// What `tmem serve` may take of the RAM that Redis takes, in percent: so that it takes half of it in the end.
     ram_percent: u64,
 }
 
@@ -103,11 +107,11 @@ pub fn serve(args: &ServeArgs) -> anyhow::Result<()> {
     let pages = samples::load(&args.files, PAGES_MIN)?;
     let pages = pages.iter().flat_map(|sample| sample.pages().iter().map(|page| page.to_vec())).collect();
     let all = [
-        Values { name: "pages", values: pages, ram_percent: 48 },
-        Values { name: "JSON", values: documents(), ram_percent: 60 },
+        Values { name: "pages", values: pages, ram_percent: 55 },
+        Values { name: "JSON", values: documents(), ram_percent: 50 },
     ];
     let mut results = Results { machine, servers: SERVERS, filled: Vec::new(), measured: Vec::new() };
-    for values in &all {
+    for values in all.iter().filter(|values| args.values.as_ref().is_none_or(|name| name == values.name)) {
         measure(args, &tmem, values, &mut results)?;
     }
     print(&results);

@@ -83,10 +83,10 @@ fn expire_at(call: &mut Call<'_, '_, '_>, seconds: bool, relative: bool) -> Done
     });
     if allowed {
         if at <= now {
-            shard.remove(ground, name)
+            shard.remove(ground, name);
         } else {
-            shard.set_expiry(ground, name, at)
-        };
+            shard.set_expiry(ground, name, at)?;
+        }
     }
     call.reply.integer(allowed.into());
     Ok(())
@@ -141,7 +141,7 @@ pub fn persist(call: &mut Call<'_, '_, '_>) -> Done {
     let name = call.name();
     let (shard, ground) = call.locked.of(name);
     let expires = shard.expiry(ground, name).is_some_and(|at| at != 0);
-    let persists = expires && shard.set_expiry(ground, name, 0);
+    let persists = expires && shard.set_expiry(ground, name, 0)?;
     call.reply.integer(persists.into());
     Ok(())
 }

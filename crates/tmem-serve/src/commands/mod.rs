@@ -163,6 +163,20 @@ commands! {
     "wait" 3 None reads server::wait;
 }
 
+/// How many names begin with a letter before each, and before the one behind the last.
+static LETTERS: [usize; 27] = {
+    let (mut letters, mut letter) = ([0; 27], 0);
+    while letter < letters.len() {
+        let mut at = 0;
+        while at < COMMANDS.len() && COMMANDS[at].name.as_bytes()[0] < b'a' + letter as u8 {
+            at += 1;
+        }
+        letters[letter] = at;
+        letter += 1;
+    }
+    letters
+};
+
 /// The longest name.
 const NAME_BYTES_MAX: usize = 12;
 
@@ -172,8 +186,9 @@ impl Command {
         let lower = lower.get_mut(..name.len())?;
         lower.copy_from_slice(name);
         lower.make_ascii_lowercase();
-        let at = COMMANDS.binary_search_by(|command| command.name.as_bytes().cmp(lower)).ok()?;
-        Some(&COMMANDS[at])
+        let letter = usize::from(lower.first()?.checked_sub(b'a')?);
+        let (start, end) = (*LETTERS.get(letter)?, *LETTERS.get(letter + 1)?);
+        COMMANDS[start..end].iter().find(|command| command.name.as_bytes() == lower)
     }
 
     fn takes(&self, words: usize) -> bool {
@@ -310,7 +325,10 @@ mod tests {
         assert!(COMMANDS.is_sorted_by(|a, b| a.name < b.name));
         assert!(COMMANDS.iter().all(|command| command.name.len() <= NAME_BYTES_MAX));
         assert!(Command::find(b"GeT").is_some_and(|command| command.name == "get"));
-        for name in [&b""[..], b"gets", b"a-name-that-is-long", b"\xff"] {
+        assert!(COMMANDS.iter().all(|command| {
+            Command::find(command.name.as_bytes()).is_some_and(|found| std::ptr::eq(found, command))
+        }));
+        for name in [&b""[..], b"gets", b"a-name-that-is-long", b"\xff", b"z", b"zz", b"{", b"`"] {
             assert!(Command::find(name).is_none());
         }
         let args: Vec<&[u8]> = vec![b"mset", b"a", b"1", b"b", b"2"];

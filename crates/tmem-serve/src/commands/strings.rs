@@ -157,7 +157,7 @@ pub fn getex(call: &mut Call<'_, '_, '_>) -> Done {
         && let Some(Expiry::At(at)) = options.expiry
     {
         let (shard, ground) = call.locked.of(name);
-        shard.set_expiry(ground, name, at);
+        shard.set_expiry(ground, name, at)?;
     }
     Ok(())
 }

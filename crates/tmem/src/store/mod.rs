@@ -389,9 +389,9 @@ impl Store {
         Ok(found)
     }
 
-    /// Copies a part of a page out, to the same place in `out`; the rest of `out` may be anything. `false` if the page is not there.
-    /// For those who keep many small things in a page: of one that lies as it is ([`Config::packs_late`]) no more than the part is
-    /// touched, of one that LZ4 has packed no more is expanded than what leads to it.
+    /// Shows a part of a page to `with`, and says what that says; nothing if the page is not there. For those who keep many small things
+    /// in a page: of one that lies as it is ([`Config::packs_late`]) no more than the part is touched, of one that LZ4 has packed no more
+    /// is expanded than what leads to it. `with` runs under a lock of the store and must not use it.
     ///
     /// Damage is found as by [`get`](Self::get), but not in a page that lies as it is: whoever reads parts has checks of his own in
     /// them.
@@ -401,36 +401,51 @@ impl Store {
     ///
     /// # Panics
     /// When the part is not one of a page.
-    pub fn get_part(&self, key: Key, part: Range<usize>, out: &mut Page) -> Result<bool, Error> {
+    pub fn with_part<R>(
+        &self,
+        key: Key,
+        part: Range<usize>,
+        with: impl FnOnce(&[u8]) -> R,
+    ) -> Result<Option<R>, Error> {
         assert!(part.start <= part.end && part.end <= PAGE_SIZE, "{part:?} is no part of a page");
-        let expanded = self.with_word(key, |_, word| {
+        let mut with = Some(with);
+        let shown = self.with_word(key, |_, word| {
             let Place::Ram(handle) = word.place() else { return None };
             self.pools.find(key.pool).filter(|(state, _)| !state.exclusive_gets())?;
-            self.zpages.read_part(handle, true, &part, |zpage| self.expand_part(&zpage, &part, out))
+            self.zpages.read_part(handle, true, &part, |zpage| self.show_part(&zpage, &part, &mut with))
         });
-        match expanded.flatten() {
-            Some(expanded) => {
-                self.gets.add(true);
-                expanded.map(|()| true)
-            }
-            None => self.get(key, out),
+        if let Some(shown) = shown.flatten() {
+            self.gets.add(true);
+            return shown.map(Some);
         }
+        let mut page = [0; PAGE_SIZE];
+        let found = self.get(key, &mut page)?;
+        Ok(with.take().filter(|_| found).map(|with| with(&page[part])))
     }
 
-    /// Copies or expands a part of a page of its own, if less than all of it need be looked at for that.
-    fn expand_part(&self, zpage: &Zpage<'_>, part: &Range<usize>, out: &mut Page) -> Option<Result<(), Error>> {
+    /// Shows a part of a page of its own, if less than all of it need be looked at for that.
+    fn show_part<R>(
+        &self,
+        zpage: &Zpage<'_>,
+        part: &Range<usize>,
+        with: &mut Option<impl FnOnce(&[u8]) -> R>,
+    ) -> Option<Result<R, Error>> {
         match zpage.encoding? {
             Encoding::Raw => {
-                out[part.clone()].copy_from_slice(zpage.payload.get(part.clone())?);
-                Some(Ok(()))
+                let part = zpage.payload.get(part.clone())?;
+                with.take().map(|with| Ok(with(part)))
             }
             Encoding::Lz4 => {
+                let mut page = [0; PAGE_SIZE];
                 let done = examine(zpage).and_then(|_| {
                     let what = "it does not expand to a page";
-                    Lz4::expand_to(zpage.payload, part.end, out).map_err(|_| ErrorKind::Corrupt { what }.into())
+                    Lz4::expand_to(zpage.payload, part.end, &mut page).map_err(|_| ErrorKind::Corrupt { what }.into())
                 });
                 self.events.corrupt.fetch_add(done.is_err().into(), Relaxed);
-                Some(done)
+                match done {
+                    Ok(()) => with.take().map(|with| Ok(with(&page[part.clone()]))),
+                    Err(error) => Some(Err(error)),
+                }
             }
             _ => None,
         }
@@ -559,6 +574,11 @@ impl Store {
     /// Bytes that the store holds at present, all counted: [`Stats::memory_bytes`] without the rest.
     pub fn memory_bytes(&self) -> u64 {
         self.budget.used()
+    }
+
+    /// What the store may hold at present: [`Stats::budget_bytes`] without the rest.
+    pub fn budget_bytes(&self) -> u64 {
+        self.budget.limit()
     }
 
     /// Figures of one pool.
