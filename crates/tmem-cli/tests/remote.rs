@@ -135,6 +135,39 @@ fn a_machine_lends_its_ram_with_tmem_serve() {
 }
 
 #[test]
+fn redis_keeps_pages_over_tls_for_who_has_a_certificate() {
+    let name = "redis_keeps_pages_over_tls_for_who_has_a_certificate";
+    if !can_run(name) || !redis_is_there() {
+        return;
+    }
+    let (pki, port) = (Pki::new(name), servers::free_port().to_string());
+    let file = |file: &str| format!("{}/{file}", pki.path("server"));
+    let (certificate, key, authority) = (file("server-cert.pem"), file("server-key.pem"), file("ca-cert.pem"));
+    let tls = ["--tls-port", &port, "--tls-cert-file", &certificate, "--tls-key-file", &key];
+    let server = Server::start(&[&tls[..], &["--tls-ca-cert-file", &authority]].concat());
+    // A user who may do what is needed, and with the keys of tmem alone.
+    let commands = ["+@connection", "+@read", "+@write", "+@keyspace", "+info", "+wait"];
+    let user = [&["acl", "setuser", "lent", "on", ">secret", "~tmem:*"][..], &commands].concat();
+    assert_eq!(server.cli(&user), "OK");
+    let url = format!("rediss://lent:secret@127.0.0.1:{port}");
+    let flags = |certificates: &str| {
+        ["--remote".to_owned(), url.clone(), "--remote-certificates".to_owned(), pki.path(certificates)]
+    };
+    let good = flags("client");
+    let outcome = remote(name, noise(160), 40, &good.each_ref().map(String::as_str));
+    assert_right(&outcome, 1);
+    assert!(outcome.stderr_text().is_empty(), "{}", outcome.stderr_text());
+    assert!(outcome.stats.as_ref().unwrap()["spill"]["zpages_out"].as_u64().unwrap() > 20_000);
+    assert_eq!(server.cli(&["dbsize"]), "0", "something is left");
+    for certificates in ["without", "stranger"] {
+        let bad = flags(certificates);
+        let words = [&["run", "--ram", "64M"], &bad.each_ref().map(String::as_str)[..], &["--", "echo", "started"]];
+        let (status, out, err) = run_tmem(&words.concat());
+        assert!(status == TROUBLE && out.is_empty() && err.lines().count() == 1, "{certificates}: {out}{err}");
+    }
+}
+
+#[test]
 fn every_peer_in_turn_may_be_killed() {
     let name = "every_peer_in_turn_may_be_killed";
     if !can_run(name) || !redis_is_there() {

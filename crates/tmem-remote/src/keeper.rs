@@ -23,9 +23,11 @@ pub(crate) fn run(remote: &Remote) {
     let mut look_at: Option<Instant> = None;
     loop {
         {
-            let orders = lock(&remote.orders);
-            let orders = remote.ordered.wait_timeout_while(orders, PULSE, |orders| !orders.stop && !orders.look);
-            let (mut orders, _) = orders.unwrap_or_else(PoisonError::into_inner);
+            let mut orders = lock(&remote.orders);
+            if !orders.stop && !orders.look {
+                // Woken for nothing it looks a little earlier.
+                (orders, _) = remote.ordered.wait_timeout(orders, PULSE).unwrap_or_else(PoisonError::into_inner);
+            }
             if orders.stop {
                 return;
             }
@@ -74,7 +76,7 @@ fn is_stopped(remote: &Remote) -> bool {
 }
 
 /// Has everything that a peer has live on, and finds out what it does not have any more. Says whether it was asked for all of it.
-fn renew(remote: &Remote, number: usize) -> bool {
+pub(crate) fn renew(remote: &Remote, number: usize) -> bool {
     let peer = &remote.peers[number];
     for part in remote.values.parts() {
         for same in by_region(&part) {
@@ -95,7 +97,7 @@ fn renew(remote: &Remote, number: usize) -> bool {
 }
 
 /// Looks at all values and gives each as many copies as it should have. Says whether something is left to do.
-fn look(remote: &Remote) -> bool {
+pub(crate) fn look(remote: &Remote) -> bool {
     let mut unfinished = false;
     for part in remote.values.parts() {
         for value in part {

@@ -11,10 +11,13 @@
 
 #![forbid(unsafe_code)]
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::PoisonError;
+use sync::{Mutex, MutexGuard};
 
 mod address;
 mod keeper;
+#[cfg(all(test, loom))]
+mod model;
 mod peer;
 mod tier;
 mod values;
@@ -22,6 +25,14 @@ mod values;
 pub use address::Peers;
 pub use peer::PeerFigures;
 pub use tier::{RemoteFigures, RemoteTier, drain, values_left};
+
+/// Locks of the standard library, or of loom where their orders are tried out.
+mod sync {
+    #[cfg(loom)]
+    pub(crate) use loom::sync::{Condvar, Mutex, MutexGuard};
+    #[cfg(not(loom))]
+    pub(crate) use std::sync::{Condvar, Mutex, MutexGuard};
+}
 
 /// Locks what stays right whatever a thread that panicked was about.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

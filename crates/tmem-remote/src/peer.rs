@@ -1,7 +1,6 @@
 //! One peer: connections to it, whether it can be asked, and what it was asked and answered so far.
 
 use std::ops::Range;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
@@ -10,6 +9,7 @@ use redis::{
     Client, ConnectionInfo, ConnectionLike, ErrorKind, Pipeline, RedisResult, ServerErrorKind, TlsCertificates, Value,
 };
 
+use crate::sync::Mutex;
 use crate::{Error, lock};
 
 /// How long a peer may take to accept a connection, and be silent while an answer is due.
@@ -56,6 +56,8 @@ impl Failure {
 enum Server {
     One(Client),
     Cluster(ClusterClient),
+    #[cfg(all(test, loom))]
+    Model(std::sync::Arc<crate::model::Server>),
 }
 
 enum Link {
@@ -166,14 +168,19 @@ impl Peer {
         Ok(Self::new(name, Server::Cluster(client)))
     }
 
+    #[cfg(all(test, loom))]
+    pub(crate) fn model(name: &str, server: std::sync::Arc<crate::model::Server>) -> Self {
+        Self::new(name.to_owned(), Server::Model(server))
+    }
+
     fn new(name: String, server: Server) -> Self {
         Self {
             name,
             server,
             replicas: 0,
-            idle: Mutex::default(),
-            late: Mutex::default(),
-            health: Mutex::default(),
+            idle: Mutex::new(Vec::new()),
+            late: Mutex::new(Vec::new()),
+            health: Mutex::new(Health::default()),
             draining: AtomicBool::new(false),
             counters: Counters::default(),
         }
@@ -210,6 +217,8 @@ impl Peer {
                 Ok(Link::One(link))
             }
             Server::Cluster(client) => Ok(Link::Cluster(Box::new(client.get_connection().map_err(away)?))),
+            #[cfg(all(test, loom))]
+            Server::Model(_) => unreachable!("it is asked without a connection"),
         }
     }
 
@@ -250,6 +259,10 @@ impl Peer {
     }
 
     fn try_hear(&self, sent: Sent, packed: &[u8], count: usize) -> Result<Vec<Value>, Failure> {
+        #[cfg(all(test, loom))]
+        if let Server::Model(server) = &self.server {
+            return server.ask(packed);
+        }
         let mut sent = sent.0;
         loop {
             let (answers, link, was_kept) = match sent.take() {
@@ -394,7 +407,7 @@ impl Peer {
         let mut commands = Pipeline::with_capacity(2);
         commands.cmd("EXPIRE").arg(mark).arg(ttl.as_secs());
         // A cluster's nodes are drained by the cluster.
-        if matches!(self.server, Server::One(_)) {
+        if !matches!(self.server, Server::Cluster(_)) {
             commands.cmd("EXISTS").arg(DRAIN_KEY);
         }
         let answers = self.ask(&commands)?;
@@ -596,7 +609,7 @@ fn failure_in(answers: &[Value]) -> Option<Failure> {
     })
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
 

@@ -3,7 +3,7 @@
 use std::io;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Condvar, Mutex, OnceLock};
+use std::sync::{Arc, OnceLock};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -13,6 +13,7 @@ use xxhash_rust::xxh3::xxh3_64;
 use crate::address::Peers;
 use crate::keeper;
 use crate::peer::{Failure, Peer, PeerFigures};
+use crate::sync::{Condvar, Mutex};
 use crate::values::{PeerSet, REGION_BLOCKS, Value, Values, bit, by_region, cut, members};
 use crate::{Error, lock};
 
@@ -133,17 +134,7 @@ impl RemoteTier {
             return Err(Error(format!("too few peers can be reached for {copies} copies: {}", away.join("; "))));
         }
 
-        let remote = Arc::new(Remote {
-            peers: all,
-            copies: copies as u32,
-            copies_inside: copies_inside as u64,
-            values: Values::new(),
-            name,
-            next: AtomicU64::new(0),
-            counters: Counters::default(),
-            orders: Mutex::default(),
-            ordered: Condvar::new(),
-        });
+        let remote = Arc::new(Remote::new(all, copies as u32, copies_inside as u64, name));
         Ok(Self { owner: Arc::new(Owner { remote, keeper: OnceLock::new() }) })
     }
 
@@ -235,6 +226,20 @@ fn mark_of(name: &str) -> String {
 }
 
 impl Remote {
+    pub(crate) fn new(peers: Vec<Peer>, copies: u32, copies_inside: u64, name: String) -> Self {
+        Self {
+            peers,
+            copies,
+            copies_inside,
+            values: Values::new(),
+            name,
+            next: AtomicU64::new(0),
+            counters: Counters::default(),
+            orders: Mutex::new(Orders::default()),
+            ordered: Condvar::new(),
+        }
+    }
+
     /// The key of a value.
     pub(crate) fn key(&self, value: &Value) -> String {
         format!("tmem:{{{}.{}}}{}", self.name, value.region(), value.number)
@@ -305,7 +310,7 @@ impl Remote {
     }
 
     /// Ends the keeper's work and removes everything. What cannot be removed in time goes by itself.
-    fn clear(&self) {
+    pub(crate) fn clear(&self) {
         lock(&self.orders).stop = true;
         self.ordered.notify_all();
         let end = Instant::now() + CLEAR_TIMEOUT;
@@ -319,7 +324,7 @@ impl Remote {
         }
     }
 
-    fn write(&self, offset: u64, bytes: &[u8]) -> Result<(), Failure> {
+    pub(crate) fn write(&self, offset: u64, bytes: &[u8]) -> Result<(), Failure> {
         let blocks = block_range(offset, bytes.len());
         let new = |part: Range<u64>| {
             let at = (part.start - blocks.start) as usize * TIER_BLOCK_BYTES;
@@ -333,6 +338,12 @@ impl Remote {
             self.write_region(same)?;
         }
         Ok(())
+    }
+
+    /// Forgets and removes what begins there.
+    pub(crate) fn discard(&self, offset: u64, bytes: u64) {
+        let removed = self.values.remove(&block_range(offset, bytes as usize));
+        self.remove(&removed);
     }
 
     /// Stores values of one region with as many peers as there are to be copies.
@@ -384,7 +395,7 @@ impl Remote {
     }
 
     /// Reads what lies at `offset`, from no peer of `not` if that is possible. Answers from which peers it came.
-    fn read(&self, offset: u64, bytes: &mut [u8], not: PeerSet) -> io::Result<PeerSet> {
+    pub(crate) fn read(&self, offset: u64, bytes: &mut [u8], not: PeerSet) -> io::Result<PeerSet> {
         let blocks = block_range(offset, bytes.len());
         let values = self.values.covering(&blocks);
         let mut rest = values.ok_or_else(|| io::Error::other("nothing was written there, or it was lost"))?;
@@ -440,13 +451,21 @@ impl Remote {
     }
 
     /// Gives up what some peers have of these blocks if it is not what was written, and others have it as well.
-    fn suspect(&self, blocks: &Range<u64>, peers: PeerSet) {
+    pub(crate) fn suspect(&self, blocks: &Range<u64>, peers: PeerSet) {
         for value in self.values.covering(blocks).unwrap_or_default() {
             for number in members(value.peers & peers) {
-                let damaged = matches!(self.load_whole(&value, number), Err(Failure::Refused(_)));
-                if damaged && self.lose(&value, number, |rest| rest != 0) {
-                    self.peers[number].remove(value.region(), vec![self.key(&value)]);
+                if !matches!(self.load_whole(&value, number), Err(Failure::Refused(_))) {
+                    continue;
                 }
+                self.lose(&value, number, |rest| {
+                    let will_do = rest != 0;
+                    if will_do {
+                        // Noted under the lock of the value: the keeper, which may copy it there again at once, removes this one
+                        // before it does. Removed here, it could be the new one.
+                        self.peers[number].remove_later(value.region(), vec![self.key(&value)]);
+                    }
+                    will_do
+                });
             }
         }
     }
@@ -517,9 +536,7 @@ impl Tier for RemoteTier {
     }
 
     fn discard(&self, offset: u64, bytes: u64) -> io::Result<()> {
-        let blocks = block_range(offset, bytes as usize);
-        let removed = self.owner.remote.values.remove(&blocks);
-        self.owner.remote.remove(&removed);
+        self.owner.remote.discard(offset, bytes);
         Ok(())
     }
 

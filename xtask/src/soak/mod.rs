@@ -72,11 +72,15 @@ fn long_tests() -> anyhow::Result<()> {
     tests(&[], true)
 }
 
-/// Every order in which the store's locks can be taken, in small.
+/// Every order in which the store's locks can be taken, and those of remote memory, in small.
 fn loom() -> anyhow::Result<()> {
-    let mut command = cargo(&["test", "--release", "--package", "tmem", "--test", "loom"]);
     // A directory of its own, so that other builds need not start anew afterwards.
-    run(command.arg("--target-dir").arg(project::target_dir()?.join("loom")).env("RUSTFLAGS", "--cfg loom"))
+    let folder = project::target_dir()?.join("loom");
+    for model in [&["--package", "tmem", "--test", "loom"][..], &["--package", "tmem-remote", "--lib"]] {
+        let mut command = cargo(&[&["test", "--release"], model].concat());
+        run(command.arg("--target-dir").arg(&folder).env("RUSTFLAGS", "--cfg loom"))?;
+    }
+    Ok(())
 }
 
 /// The stress test with every access of Rust and C to memory checked. The arena itself is one mapping to the sanitizer: what
