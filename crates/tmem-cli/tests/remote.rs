@@ -255,6 +255,25 @@ fn that_the_peers_are_full_is_said_once() {
 }
 
 #[test]
+fn what_is_old_leaves_full_peers_for_the_spill_file() {
+    let name = "what_is_old_leaves_full_peers_for_the_spill_file";
+    if !can_run(name) || !redis_is_there() {
+        return;
+    }
+    let server = Server::start(&["--maxmemory", "48mb"]);
+    let peer = format!("redis://127.0.0.1:{}", server.port);
+    let folder = folder(name);
+    let file = folder.display().to_string();
+    let outcome = remote(name, noise_for(160, 4), 40, &["--remote", &peer, "--spill", &file]);
+    assert_eq!(outcome.stdout_text(), "ok noise 4 rounds\n", "{}", outcome.stderr_text());
+    assert!(figure(&outcome, "refused_full") > 0 && figure(&outcome, "lost") == 0);
+    let demoted = outcome.stats.as_ref().unwrap()["spill"]["zpages_demoted"].as_u64().unwrap();
+    assert!(demoted > 1000, "{demoted}");
+    assert_eq!(server.cli(&["dbsize"]), "0", "something is left");
+    fs::remove_dir_all(folder).unwrap();
+}
+
+#[test]
 fn a_cluster_fails_over_under_a_program() {
     let name = "a_cluster_fails_over_under_a_program";
     if !can_run(name) || !redis_is_there() {

@@ -32,6 +32,7 @@ figures! {
         zpages_out: u64, Counter, "Packed pages that went to the file. A group of cold pages counts once.";
         zpages_back: u64, Counter, "Packed pages that were read for a program.";
         zpages_promoted: u64, Counter, "Of those, packed pages that came back to RAM because there was room.";
+        zpages_demoted: u64, Counter, "Packed pages that went on from other machines' RAM to the spill file, because those were full or to be drained.";
         zpages_recalled: u64, Counter, "Packed pages that came home from other machines' RAM because there was room.";
         zpages_moved: u64, Counter, "Packed pages that cleaning gathered to write them elsewhere.";
         segments_cleaned: u64, Counter, "Segments that were read to move what lives in them.";
@@ -224,6 +225,7 @@ impl SpillFigures {
         self.zpages_out = spill.spilled.saturating_sub(spill.moved);
         self.zpages_back = spill.fetched;
         self.zpages_promoted = spill.promoted;
+        self.zpages_demoted = spill.demoted;
         self.zpages_recalled = spill.recalled;
         self.zpages_moved = spill.moved;
         self.segments_cleaned = spill.cleaned;

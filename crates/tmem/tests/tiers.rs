@@ -1,9 +1,10 @@
 //! Stores that spill to several files: what is cold goes on to the next one, nothing is lost on the way.
 #![cfg(not(loom))]
 
+use std::collections::HashMap;
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex};
 
 use tmem::testing::{Lent, Random, sample_page};
 use tmem::{
@@ -32,6 +33,34 @@ impl Tier for Counting {
 
     fn discard(&self, offset: u64, bytes: u64) -> io::Result<()> {
         self.memory.discard(offset, bytes)
+    }
+}
+
+/// Takes less than it was said to, as whoever lends it has less, and counts the reads.
+struct Small {
+    inner: Counting,
+    bytes_max: u64,
+    /// Bytes that were written, by segment.
+    written: Mutex<HashMap<u64, u64>>,
+}
+
+impl Tier for Small {
+    fn write(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        let mut written = self.written.lock().unwrap();
+        if written.values().sum::<u64>() + bytes.len() as u64 > self.bytes_max {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        *written.entry(offset / MIB).or_default() += bytes.len() as u64;
+        self.inner.write(offset, bytes)
+    }
+
+    fn read(&self, offset: u64, bytes: &mut [u8]) -> io::Result<()> {
+        self.inner.read(offset, bytes)
+    }
+
+    fn discard(&self, offset: u64, bytes: u64) -> io::Result<()> {
+        self.written.lock().unwrap().remove(&(offset / MIB));
+        self.inner.discard(offset, bytes)
     }
 }
 
@@ -111,6 +140,31 @@ fn room_is_made_ahead_of_need() {
     let stats = store.spill_stats();
     assert!(stats[0].demoted > 5000 && stats[0].full == 0, "{stats:?}");
     assert_there(&store, pool, 0..20_000);
+}
+
+/// A peer has less room than anybody could know: what is old leaves it for the disk, and what is new finds room there.
+#[test]
+fn what_is_old_leaves_a_lent_tier_that_is_full() {
+    let reads: [Arc<AtomicU64>; 2] = std::array::from_fn(|_| Arc::default());
+    let tier = |number: usize| Counting { memory: MemoryTier::new(), reads: Arc::clone(&reads[number]) };
+    let small = Small { inner: tier(0), bytes_max: 8 * MIB, written: Mutex::default() };
+    let (store, pool) = store_with([Spill::new(Lent::new(small), 1 << 40), Spill::new(tier(1), 256 * MIB)]);
+    for index in 0..20_000 {
+        store.put(Key::new(pool, 0, index), &page(index)).unwrap();
+        if index % 64 == 0 {
+            while store.maintain().more {}
+        }
+    }
+    let stats = store.spill_stats();
+    assert!(stats[0].write_failures > 0 && stats[0].demoted > 5000, "{stats:?}");
+    reads.iter().for_each(|reads| reads.store(0, Relaxed));
+    assert_there(&store, pool, 0..2000);
+    let [first, second] = reads.each_ref().map(|reads| reads.swap(0, Relaxed));
+    assert!(first == 0 && second > 1900, "{first}, {second}");
+    assert_there(&store, pool, 18_500..20_000);
+    let [first, second] = reads.each_ref().map(|reads| reads.load(Relaxed));
+    assert!(first > 300 && second < 20, "{first}, {second}");
+    assert_there(&store, pool, 2000..18_500);
 }
 
 #[test]

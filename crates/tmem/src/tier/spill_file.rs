@@ -92,6 +92,9 @@ pub(crate) struct SpillFile {
     pub(super) segments: Segments,
     pub(super) counters: Counters,
     pub(super) budget: Arc<Budget>,
+    /// Bytes that lay there, dead or alive, when the tier had no room for more, although it should have; [`u64::MAX`] if that is not
+    /// so. Changed by the writer.
+    took_bytes: AtomicU64,
     /// See [`Spill::flushed_after_gets`].
     flushed_after_gets: bool,
     writer: Mutex<Writer>,
@@ -134,6 +137,7 @@ impl SpillFile {
             segments: Segments::new(u32::try_from(max).unwrap_or(u32::MAX)),
             counters: Counters::default(),
             budget: Arc::clone(budget),
+            took_bytes: AtomicU64::new(u64::MAX),
             flushed_after_gets: spill.flushed_after_gets,
             writer: Mutex::new(Rank::WRITERS[0], Writer::new(budget.limit())),
             readers: Arc::clone(readers),
@@ -156,12 +160,28 @@ impl SpillFile {
         self.tier.homing()
     }
 
-    /// Whether so much of the file lives that there will be no room for more soon, however well it is cleaned.
+    /// Whether so much of the file lives that there will be no room for more soon, however well it is cleaned. A tier that is lent
+    /// may have less room than it was said to have: what that is shows when it takes no more.
     pub(crate) fn is_nearly_full(&self) -> bool {
-        let bytes_max = u64::from(self.segments.max) * SEGMENT_BYTES;
+        let mut bytes_max = u64::from(self.segments.max) * SEGMENT_BYTES;
+        let took_bytes = self.took_bytes.load(Relaxed);
+        // One that does not answer is not asked for what it has.
+        if took_bytes < bytes_max && self.homing() != Homing::Stay {
+            bytes_max = took_bytes;
+        }
         // One for cleaning, one that is being filled, one that is next.
         let reserve = (bytes_max / RESERVE_PART).max(3 * SEGMENT_BYTES);
         self.segments.live_bytes.load(Relaxed) + reserve > bytes_max
+    }
+
+    /// The tier had no room for a write.
+    pub(super) fn note_full(&self) {
+        self.took_bytes.store(self.counters.file_bytes.load(Relaxed), Relaxed);
+    }
+
+    /// The tier may have more room by now.
+    pub(super) fn forget_full(&self) {
+        self.took_bytes.store(u64::MAX, Relaxed);
     }
 
     /// Bytes that the file takes in RAM from the start.

@@ -4,6 +4,7 @@
 //! A batch is sealed and, after it was written, opened again in place, so that what was written can be compared with
 //! what is in RAM by then.
 
+use std::io;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
@@ -27,6 +28,8 @@ const ZPAGES_MAX: usize = WRITE_BYTES_MIN / 32;
 /// How long no spill is tried after a write failed; twice as long after each failure that follows.
 const REST_MIN: Duration = Duration::from_millis(10);
 const REST_MAX: Duration = Duration::from_secs(10);
+/// A tier that had no room for a write is believed to have no more for so long; then it is found out anew.
+const FULL_TIME: Duration = Duration::from_secs(60);
 /// A segment is cleaned if at most this many tenths of it are alive.
 const CLEAN_TENTHS_MAX: u64 = 9;
 
@@ -70,6 +73,8 @@ pub(crate) struct Writer {
     fills: u64,
     rest: Duration,
     rest_until: Option<Instant>,
+    /// Until when the tier is believed to have no more room than it had once.
+    full_until: Option<Instant>,
     /// Fillings from this one on were called back already, as far as they could be.
     recalled: u64,
 }
@@ -95,6 +100,7 @@ impl Writer {
             fills: 0,
             rest: REST_MIN,
             rest_until: None,
+            full_until: None,
             recalled: u64::MAX,
         }
     }
@@ -194,9 +200,17 @@ impl Writer {
             record::close(record, head, place(fill, start + entry.at as usize), &file.seal);
         }
         let first = u64::from(number) * SEGMENT_BYTES + start as u64;
-        if file.tier.write(first, bytes).is_err() {
+        if let Err(e) = file.tier.write(first, bytes) {
+            if e.kind() == io::ErrorKind::StorageFull {
+                self.full_until = Some(Instant::now() + FULL_TIME);
+                file.note_full();
+            }
             self.fail(file);
             return None;
+        }
+        if self.full_until.is_some_and(|end| Instant::now() >= end) {
+            self.full_until = None;
+            file.forget_full();
         }
         count(&file.counters.writes);
         file.counters.written_bytes.fetch_add(len as u64, Relaxed);
