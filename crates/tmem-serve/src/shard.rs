@@ -7,7 +7,7 @@
 //! expires, if it does, stands in a table of its own. Keys are read again only when somebody wants to see them all.
 //!
 //! Records that are dead are counted by page. A page that is less than nine sixteenths alive is taken apart: what lives goes on to the
-//! open page. When there is little room those are that are less than thirteen sixteenths alive.
+//! open page. When there is little room, and nothing may be dropped, those are that are less than thirteen sixteenths alive.
 
 use tmem::{Key, ObjectId, PAGE_SIZE, Page, PoolId, Store};
 use xxhash_rust::xxh3::xxh3_64_with_seed;
@@ -105,6 +105,8 @@ pub trait Around: Sync {
 pub struct Ground<'a> {
     pub store: &'a Store,
     pub pool: PoolId,
+    /// Values may be dropped when there is no room.
+    pub drops: bool,
     /// What else there is to ask.
     pub around: &'a dyn Around,
     /// Milliseconds since 1970.
@@ -179,7 +181,8 @@ impl Shard {
 
     /// Bytes that it takes beside the store.
     pub fn bytes(&self) -> u64 {
-        let lists = self.numbers.bytes() + self.live.capacity() * size_of::<u16>();
+        let lists =
+            self.numbers.bytes() + self.live.capacity() * size_of::<u16>() + self.sparse.capacity() * size_of::<u32>();
         let tables = self.table.bytes() + self.expiries.bytes() + lists;
         (size_of::<Self>() + PAGE_SIZE + tables) as u64
     }
@@ -526,7 +529,7 @@ impl Shard {
     fn clean(&mut self, ground: Ground<'_>) {
         while let Some(page) = self.sparse.pop() {
             // It may have become another one meanwhile.
-            if self.open_page == Some(page) || !(1..LIVE_BYTES_MOST).contains(&self.live[page as usize]) {
+            if self.open_page == Some(page) || !(1..live_bytes_min(ground)).contains(&self.live[page as usize]) {
                 continue;
             }
             if !self.take_apart(ground, page) {
@@ -678,12 +681,19 @@ impl Shard {
     fn shrink(&mut self, ground: Ground<'_>) {
         self.table.shrink();
         self.expiries.shrink();
+        if self.sparse.is_empty() {
+            self.sparse = Vec::new();
+        }
         self.recount(ground.around);
     }
 }
 
 /// What has to live in a page so that it is not taken apart.
 fn live_bytes_min(ground: Ground<'_>) -> u16 {
+    // A cache is always full: what it drops makes room, and costs less.
+    if ground.drops {
+        return LIVE_BYTES_MIN;
+    }
     let budget = ground.store.budget_bytes();
     let room = budget.saturating_sub(ground.store.memory_bytes());
     let (ample, least) = (budget / ROOM_PARTS.0, budget / ROOM_PARTS.1);

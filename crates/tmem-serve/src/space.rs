@@ -165,7 +165,7 @@ impl Space {
     }
 
     fn ground(&self, now: u64) -> Ground<'_> {
-        Ground { store: &self.store, pool: self.pool, around: self, now }
+        Ground { store: &self.store, pool: self.pool, drops: self.drops, around: self, now }
     }
 
     /// How the table knows a key.
