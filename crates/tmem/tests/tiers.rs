@@ -8,8 +8,8 @@ use std::sync::{Arc, Mutex};
 
 use tmem::testing::{Lent, Random, sample_page};
 use tmem::{
-    Config, Fault, FaultyTier, Key, MemoryTier, PAGE_SIZE, Page, PoolId, PoolKind, PoolOptions, Spill, SpillStats,
-    Store, Tier,
+    Config, Fault, FaultyTier, Key, Location, MemoryTier, PAGE_SIZE, Page, PoolId, PoolKind, PoolOptions, Spill,
+    SpillStats, Store, Tier,
 };
 
 const BUDGET: u64 = 2 << 20;
@@ -149,22 +149,28 @@ fn what_is_old_leaves_a_lent_tier_that_is_full() {
     let tier = |number: usize| Counting { memory: MemoryTier::new(), reads: Arc::clone(&reads[number]) };
     let small = Small { inner: tier(0), bytes_max: 8 * MIB, written: Mutex::default() };
     let (store, pool) = store_with([Spill::new(Lent::new(small), 1 << 40), Spill::new(tier(1), 256 * MIB)]);
+    let mut early = Vec::new();
     for index in 0..20_000 {
         store.put(Key::new(pool, 0, index), &page(index)).unwrap();
         if index % 64 == 0 {
             while store.maintain().more {}
         }
+        if index == 10_000 {
+            // A page of a rare size may stay in RAM much longer than those that came with it.
+            let has_left = |index: &u32| store.location(Key::new(pool, 0, *index)) == Some(Location::Spilled);
+            early = (0..2000).filter(has_left).collect();
+        }
     }
     let stats = store.spill_stats();
     assert!(stats[0].write_failures > 0 && stats[0].demoted > 5000, "{stats:?}");
     reads.iter().for_each(|reads| reads.store(0, Relaxed));
-    assert_there(&store, pool, 0..2000);
+    assert_there(&store, pool, early);
     let [first, second] = reads.each_ref().map(|reads| reads.swap(0, Relaxed));
     assert!(first == 0 && second > 1900, "{first}, {second}");
     assert_there(&store, pool, 18_500..20_000);
     let [first, second] = reads.each_ref().map(|reads| reads.load(Relaxed));
     assert!(first > 300 && second < 20, "{first}, {second}");
-    assert_there(&store, pool, 2000..18_500);
+    assert_there(&store, pool, 0..18_500);
 }
 
 #[test]
