@@ -63,6 +63,13 @@ fn wait_until_whole() {
     assert!(wait_until(Duration::from_secs(60), whole), "copies are missing: {:?}", remote_now());
 }
 
+/// What is said, in a line, when a program does not start with these flags.
+fn refusal(flags: &[&str]) -> String {
+    let (status, out, err) = run_tmem(&[&["run", "--ram", "64M"], flags, &["--", "echo", "started"]].concat());
+    assert!(status == TROUBLE && out.is_empty() && err.lines().count() == 1, "{flags:?}: {out}{err}");
+    err
+}
+
 /// `tmem serve` with RAM for a test.
 fn serve(words: &[&str]) -> (Guard, String) {
     let words = [&["serve", "--ram", "256M"], words].concat();
@@ -88,7 +95,7 @@ fn noise_fits_into_other_machines_and_nothing_stays_there() {
         return;
     }
     let all = [Server::start(&[]), Server::start(&[])];
-    let [one, two] = all.each_ref().map(|server| format!("redis://127.0.0.1:{}", server.port));
+    let [one, two] = all.each_ref().map(|server| server.url());
     for (peers, copies) in [(one.clone(), 1), (format!("{one},{two}"), 2)] {
         let outcome = remote(name, noise(160), 40, &["--remote", &peers]);
         assert_right(&outcome, 1);
@@ -150,20 +157,13 @@ fn redis_keeps_pages_over_tls_for_who_has_a_certificate() {
     let user = [&["acl", "setuser", "lent", "on", ">secret", "~tmem:*"][..], &commands].concat();
     assert_eq!(server.cli(&user), "OK");
     let url = format!("rediss://lent:secret@127.0.0.1:{port}");
-    let flags = |certificates: &str| {
-        ["--remote".to_owned(), url.clone(), "--remote-certificates".to_owned(), pki.path(certificates)]
-    };
-    let good = flags("client");
-    let outcome = remote(name, noise(160), 40, &good.each_ref().map(String::as_str));
+    let outcome = remote(name, noise(160), 40, &["--remote", &url, "--remote-certificates", &pki.path("client")]);
     assert_right(&outcome, 1);
     assert!(outcome.stderr_text().is_empty(), "{}", outcome.stderr_text());
     assert!(outcome.stats.as_ref().unwrap()["spill"]["zpages_out"].as_u64().unwrap() > 20_000);
     assert_eq!(server.cli(&["dbsize"]), "0", "something is left");
     for certificates in ["without", "stranger"] {
-        let bad = flags(certificates);
-        let words = [&["run", "--ram", "64M"], &bad.each_ref().map(String::as_str)[..], &["--", "echo", "started"]];
-        let (status, out, err) = run_tmem(&words.concat());
-        assert!(status == TROUBLE && out.is_empty() && err.lines().count() == 1, "{certificates}: {out}{err}");
+        refusal(&["--remote", &url, "--remote-certificates", &pki.path(certificates)]);
     }
 }
 
@@ -203,7 +203,7 @@ fn without_a_copy_left_the_program_is_killed() {
         return;
     }
     let mut server = Server::start(&[]);
-    let peer = format!("redis://127.0.0.1:{}", server.port);
+    let peer = server.url();
     let killer = thread::spawn(move || {
         wait_until_whole();
         server.kill();
@@ -246,7 +246,7 @@ fn that_the_peers_are_full_is_said_once() {
         return;
     }
     let server = Server::start(&["--maxmemory", "24mb"]);
-    let peer = format!("redis://127.0.0.1:{}", server.port);
+    let peer = server.url();
     let outcome = remote(name, noise_for(96, 5), 40, &["--remote", &peer]);
     assert_eq!(outcome.stdout_text(), "ok noise 5 rounds\n", "{}", outcome.stderr_text());
     let said = outcome.stderr_text();
@@ -261,7 +261,7 @@ fn what_is_old_leaves_full_peers_for_the_spill_file() {
         return;
     }
     let server = Server::start(&["--maxmemory", "48mb"]);
-    let peer = format!("redis://127.0.0.1:{}", server.port);
+    let peer = server.url();
     let folder = folder(name);
     let file = folder.display().to_string();
     let outcome = remote(name, noise_for(160, 4), 40, &["--remote", &peer, "--spill", &file]);
@@ -393,7 +393,7 @@ fn pages_come_home_when_there_is_room() {
         return;
     }
     let server = Server::start(&[]);
-    let peer = format!("redis://127.0.0.1:{}", server.port);
+    let peer = server.url();
     let looker = thread::spawn(move || {
         assert!(wait_until(Duration::from_secs(60), || server.values() > 300), "nothing went there");
         assert!(wait_until(Duration::from_secs(30), || server.values() == 0), "{} are left", server.values());
@@ -433,7 +433,7 @@ fn what_cannot_be_is_said_before_the_program_starts() {
         return;
     }
     let evicts = Server::start(&["--maxmemory", "64mb", "--maxmemory-policy", "allkeys-lru"]);
-    let (evicts, nobody) = (format!("redis://127.0.0.1:{}", evicts.port), servers::free_port());
+    let (evicts, nobody) = (evicts.url(), servers::free_port());
     let nobody = format!("redis://127.0.0.1:{nobody}");
     for (flags, why) in [
         (&["--remote", "10.0.0.1"][..], "does not say what it is"),
@@ -443,10 +443,7 @@ fn what_cannot_be_is_said_before_the_program_starts() {
         (&["--remote", &nobody, "--remote-password-file", "/nowhere"], "/nowhere"),
         (&["--copies", "2"], "--remote"),
     ] {
-        let (status, out, err) = run_tmem(&[&["run", "--ram", "64M"], flags, &["--", "echo", "started"]].concat());
-        assert!(
-            status == TROUBLE && out.is_empty() && err.contains(why) && err.lines().count() == 1,
-            "{flags:?}: {out}{err}"
-        );
+        let err = refusal(flags);
+        assert!(err.contains(why), "{flags:?}: {err}");
     }
 }

@@ -16,7 +16,7 @@ use crate::lock;
 use crate::peer::{Failure, Peer};
 use crate::sync::Mutex;
 use crate::tier::{MARK_TTL, Remote};
-use crate::values::{Value, members};
+use crate::values::{PeerSet, Value, members};
 
 /// A peer without a network: what it was asked comes to it whole, and one after the other.
 pub(crate) struct Server {
@@ -108,6 +108,13 @@ fn values(remote: &Remote) -> Vec<Value> {
     remote.values.parts().flatten().collect()
 }
 
+/// The value is read as it was written, from no peer of `not` if that is possible.
+fn assert_read(remote: &Remote, not: PeerSet, fill: u8) {
+    let mut bytes = [0; BYTES];
+    remote.read(0, &mut bytes, not).unwrap();
+    assert_eq!(bytes, [fill; BYTES]);
+}
+
 /// What is known of the peers is what they have, and it is what was written.
 fn assert_known(remote: &Remote, servers: &[Arc<Server>], wanted: Option<u8>) {
     // What is to be removed is, before long.
@@ -119,15 +126,13 @@ fn assert_known(remote: &Remote, servers: &[Arc<Server>], wanted: Option<u8>) {
         assert_eq!(server.keys(), known, "peer {number}");
         assert_eq!(remote.peers[number].bytes(), (known.len() * BYTES) as u64, "peer {number}");
     }
-    let mut bytes = [0; BYTES];
     match wanted {
         None => assert!(values.is_empty()),
         Some(fill) => {
             for number in members(values[0].peers) {
                 assert_eq!(remote.load_whole(&values[0], number).unwrap(), [fill; BYTES]);
             }
-            remote.read(0, &mut bytes, 0).unwrap();
-            assert_eq!(bytes, [fill; BYTES]);
+            assert_read(remote, 0, fill);
         }
     }
 }
@@ -147,21 +152,36 @@ fn check(test: impl Fn() + Sync + Send + 'static) {
     assert!(orders > 1, "loom tried only {orders} orders");
 }
 
+/// Has the keeper work while `meanwhile` runs, and then look at everything: after that nothing is left to do, and what is known is there.
+fn beside_the_keeper(
+    (remote, servers): &(Arc<Remote>, Vec<Arc<Server>>),
+    work: fn(&Remote),
+    meanwhile: impl FnOnce(&Remote),
+    wanted: Option<u8>,
+) {
+    let other = Arc::clone(remote);
+    let keeper = thread::spawn(move || work(&other));
+    meanwhile(remote);
+    keeper.join().unwrap();
+    // It was told to look; or a value went away under its hands.
+    assert!(!keeper::look(remote));
+    assert_known(remote, servers, wanted);
+}
+
+fn look(remote: &Remote) {
+    keeper::look(remote);
+}
+
 /// Loses the copy of the first peer and has the keeper make another one while `meanwhile` runs.
 fn while_a_copy_is_made(meanwhile: fn(&Remote), wanted: Option<u8>) {
     check(move || {
-        let (remote, servers) = remote(3, 2);
-        let value = values(&remote)[0];
+        let all = remote(3, 2);
+        let (remote, servers) = &all;
+        let value = values(remote)[0];
         let lost = members(value.peers).next().unwrap();
         lock(&servers[lost].values).clear();
         remote.note_lost(&value, lost);
-        let other = Arc::clone(&remote);
-        let keeper = thread::spawn(move || keeper::look(&other));
-        meanwhile(&remote);
-        // A value that went away under its hands it may want to look at once more.
-        keeper.join().unwrap();
-        assert!(!keeper::look(&remote));
-        assert_known(&remote, &servers, wanted);
+        beside_the_keeper(&all, look, meanwhile, wanted);
     });
 }
 
@@ -177,28 +197,18 @@ fn a_value_is_written_over_while_it_is_copied() {
 
 #[test]
 fn a_value_is_read_while_it_is_copied() {
-    let read = |remote: &Remote| {
-        let mut bytes = [0; BYTES];
-        remote.read(0, &mut bytes, 0).unwrap();
-        assert_eq!(bytes, [1; BYTES]);
-    };
-    while_a_copy_is_made(read, Some(1));
+    while_a_copy_is_made(|remote| assert_read(remote, 0, 1), Some(1));
 }
 
 /// A reader finds a copy damaged while the keeper looks, which may have to put another one in the same place.
 #[test]
 fn a_damaged_copy_is_replaced_while_the_keeper_looks() {
     check(|| {
-        let (remote, servers) = remote(2, 2);
+        let all = remote(2, 2);
+        let (remote, servers) = &all;
         servers[0].damage();
-        let other = Arc::clone(&remote);
-        let keeper = thread::spawn(move || keeper::look(&other));
-        remote.suspect(&(0..1), 1);
-        keeper.join().unwrap();
-        // It was told to look.
-        assert!(!keeper::look(&remote));
-        assert_eq!(values(&remote)[0].peers, 0b11);
-        assert_known(&remote, &servers, Some(1));
+        beside_the_keeper(&all, look, |remote| remote.suspect(&(0..1), 1), Some(1));
+        assert_eq!(values(remote)[0].peers, 0b11);
     });
 }
 
@@ -206,20 +216,17 @@ fn a_damaged_copy_is_replaced_while_the_keeper_looks() {
 #[test]
 fn a_lost_copy_is_lost_once() {
     check(|| {
-        let (remote, servers) = remote(2, 2);
+        let all = remote(2, 2);
+        let (remote, servers) = &all;
         lock(&servers[0].values).clear();
-        let other = Arc::clone(&remote);
-        let keeper = thread::spawn(move || {
-            keeper::renew(&other, 0);
-            keeper::look(&other)
-        });
-        let value = values(&remote)[0];
+        let renew = |remote: &Remote| {
+            keeper::renew(remote, 0);
+            keeper::look(remote);
+        };
         // A reader finds nothing there, and asks once more; or it finds the new copy.
-        let _ = remote.load_whole(&value, 0);
-        keeper.join().unwrap();
-        assert!(!keeper::look(&remote));
-        assert_eq!(values(&remote)[0].peers, 0b11);
-        assert_known(&remote, &servers, Some(1));
+        let read = |remote: &Remote| drop(remote.load_whole(&values(remote)[0], 0));
+        beside_the_keeper(&all, renew, read, Some(1));
+        assert_eq!(values(remote)[0].peers, 0b11);
     });
 }
 
@@ -227,23 +234,20 @@ fn a_lost_copy_is_lost_once() {
 #[test]
 fn a_peer_is_drained_while_another_copy_is_found_damaged() {
     check(|| {
-        let (remote, servers) = remote(4, 2);
-        let value = values(&remote)[0];
+        let all = remote(4, 2);
+        let (remote, servers) = &all;
+        let value = values(remote)[0];
         let of = members(value.peers).collect::<Vec<_>>();
         servers[of[0]].drains.store(true, Relaxed);
         remote.peers[of[0]].beat("mark", MARK_TTL).unwrap();
         servers[of[1]].damage();
-        let other = Arc::clone(&remote);
-        let keeper = thread::spawn(move || keeper::look(&other));
-        remote.suspect(&(0..1), 1 << of[1]);
-        let mut bytes = [0; BYTES];
-        remote.read(0, &mut bytes, 1 << of[1]).unwrap();
-        assert_eq!(bytes, [1; BYTES]);
-        keeper.join().unwrap();
-        assert!(!keeper::look(&remote));
-        let peers = values(&remote)[0].peers;
+        let find_out = |remote: &Remote| {
+            remote.suspect(&(0..1), 1 << of[1]);
+            assert_read(remote, 1 << of[1], 1);
+        };
+        beside_the_keeper(&all, look, find_out, Some(1));
+        let peers = values(remote)[0].peers;
         assert!(peers.count_ones() == 2 && peers & 1 << of[0] == 0, "{peers:b}");
-        assert_known(&remote, &servers, Some(1));
     });
 }
 

@@ -295,7 +295,8 @@ impl Remote {
         lost
     }
 
-    /// Forgets that a peer has a value, if it does and the rest will do. Says whether it was so.
+    /// Forgets that a peer has a value, if it does and the rest will do, which is asked under the lock of the value. Says whether it was
+    /// so.
     pub(crate) fn give_up(&self, value: &Value, number: usize, rest_will_do: impl FnOnce(PeerSet) -> bool) -> bool {
         let mut given_up = false;
         self.values.set_peers(value, |peers| {
@@ -458,13 +459,13 @@ impl Remote {
                     continue;
                 }
                 self.lose(&value, number, |rest| {
-                    let will_do = rest != 0;
-                    if will_do {
-                        // Noted under the lock of the value: the keeper, which may copy it there again at once, removes this one
-                        // before it does. Removed here, it could be the new one.
-                        self.peers[number].remove_later(value.region(), vec![self.key(&value)]);
+                    if rest == 0 {
+                        return false;
                     }
-                    will_do
+                    // The keeper, which may copy the value there again at once, removes this copy before it does. Removed here, it
+                    // could be the new one.
+                    self.peers[number].remove_later(value.region(), vec![self.key(&value)]);
+                    true
                 });
             }
         }

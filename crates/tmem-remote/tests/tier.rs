@@ -77,7 +77,7 @@ fn servers_that_would_drop_pages_are_refused() {
         return;
     }
     let server = Server::start(&["--maxmemory", "100mb", "--maxmemory-policy", "allkeys-lru"]);
-    let peers: Peers = format!("redis://127.0.0.1:{}", server.port).parse().unwrap();
+    let peers: Peers = server.url().parse().unwrap();
     let why = RemoteTier::connect(&peers).unwrap_err().to_string();
     assert!(why.contains("allkeys-lru") && why.contains("set noeviction"), "{why}");
 }
@@ -88,7 +88,7 @@ fn who_cannot_be_reached_or_does_not_know_the_password_is_named() {
         return;
     }
     let server = Server::start(&["--requirepass", "open sesame"]);
-    let one: Peers = format!("redis://127.0.0.1:{}", server.port).parse().unwrap();
+    let one: Peers = server.url().parse().unwrap();
     let why = RemoteTier::connect(&one).unwrap_err().to_string();
     assert!(why.contains("NOAUTH"), "{why}");
     let why = RemoteTier::connect(&one.clone().password("wrong")).unwrap_err().to_string();

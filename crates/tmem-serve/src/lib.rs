@@ -12,6 +12,7 @@ mod figures;
 mod glob;
 mod numbers;
 mod pressure;
+mod record;
 mod reply;
 mod resp;
 mod server;

@@ -256,7 +256,7 @@ impl Shared {
     /// Figures of this moment. Everything is locked.
     pub fn figures_with(&self, locked: &mut Locked<'_>) -> Figures {
         let stats = self.space.store().stats();
-        let (mut keys, mut expired, mut evicted, mut table_bytes) = (0, 0, 0, 0);
+        let (mut keys, mut expired, mut evicted) = (0, 0, 0);
         let (mut hits, mut misses) = (0, 0);
         locked.each(|shard, _| {
             keys += shard.len() as u64;
@@ -264,7 +264,6 @@ impl Shared {
             misses += shard.misses;
             expired += shard.expired;
             evicted += shard.evicted;
-            table_bytes += shard.bytes();
         });
         let counters = &self.counters;
         Figures {
@@ -273,7 +272,7 @@ impl Shared {
             withheld_bytes: self.space.withheld_bytes(),
             used_bytes: self.space.used_bytes(),
             store_bytes: stats.memory_bytes,
-            table_bytes,
+            table_bytes: self.space.table_bytes(),
             buffer_bytes: self.space.buffers.load(Relaxed),
             stored_bytes: stats.original_bytes,
             packed_bytes: stats.compressed_bytes,

@@ -10,20 +10,13 @@
 //! open page. When there is little room, and nothing may be dropped, those are that are less than thirteen sixteenths alive.
 
 use tmem::{Key, ObjectId, PAGE_SIZE, Page, PoolId, Store};
-use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use crate::numbers::{NUMBERS_MAX, Numbers};
+use crate::record::{RECORD_BYTES_MAX, Record};
 use crate::table::Table;
 
 /// Databases, as Redis has them if nothing else is said.
 pub const DATABASES: usize = 16;
-/// The longest record of a small value.
-const RECORD_BYTES_MAX: usize = PAGE_SIZE / 2;
-/// Twelve bits for the length of its key, twelve for that of its value, eight for its database and one; and a check of all of it.
-const HEAD_BYTES: usize = 8;
-const CHECK_AT: usize = 4;
-const LENGTH_BITS: u32 = 12;
-const _: () = assert!(RECORD_BYTES_MAX < 1 << LENGTH_BITS);
 /// The length of a key behind a large value.
 const TAIL_BYTES: usize = 4;
 /// A page with less that lives in it is taken apart, as long as there is room.
@@ -180,7 +173,7 @@ impl Shard {
     }
 
     /// Bytes that it takes beside the store.
-    pub fn bytes(&self) -> u64 {
+    fn bytes(&self) -> u64 {
         let lists =
             self.numbers.bytes() + self.live.capacity() * size_of::<u16>() + self.sparse.capacity() * size_of::<u32>();
         let tables = self.table.bytes() + self.expiries.bytes() + lists;
@@ -652,7 +645,7 @@ impl Shard {
         for hash in gone {
             self.forget_key(ground, hash);
         }
-        self.shrink(ground);
+        self.shrink();
     }
 
     /// Removes what has expired and, if the store has dropped anything since the last time, what is no longer there. `evictions` is how
@@ -675,16 +668,15 @@ impl Shard {
             }
         }
         self.clean(ground);
-        self.shrink(ground);
+        self.shrink();
     }
 
-    fn shrink(&mut self, ground: Ground<'_>) {
+    fn shrink(&mut self) {
         self.table.shrink();
         self.expiries.shrink();
         if self.sparse.is_empty() {
             self.sparse = Vec::new();
         }
-        self.recount(ground.around);
     }
 }
 
@@ -708,50 +700,4 @@ const ORDER_SHIFT: u32 = 80;
 /// What is left of a hash in a cursor.
 fn order(hash: u128) -> u64 {
     (hash >> ORDER_SHIFT) as u64
-}
-
-/// A small value.
-struct Record<'a> {
-    db: u8,
-    key: &'a [u8],
-    value: &'a [u8],
-}
-
-impl<'a> Record<'a> {
-    fn bytes(&self) -> usize {
-        HEAD_BYTES + self.key.len() + self.value.len()
-    }
-
-    /// The record at the front of bytes; none where nothing was written.
-    fn read(bytes: &'a [u8]) -> Option<Self> {
-        let (head, rest) = bytes.split_first_chunk::<HEAD_BYTES>()?;
-        let head = u32::from_le_bytes(*head.first_chunk()?);
-        let length = |at: u32| (head >> at) as usize & ((1 << LENGTH_BITS) - 1);
-        let db = ((head >> (2 * LENGTH_BITS)) as u8).checked_sub(1)?;
-        let (key, rest) = rest.split_at_checked(length(0))?;
-        Some(Self { db, key, value: rest.get(..length(LENGTH_BITS))? })
-    }
-
-    /// The record that these bytes are, if they are just as they were written.
-    fn read_whole(bytes: &'a [u8]) -> Option<Self> {
-        let check = u32::from_le_bytes(*bytes.get(CHECK_AT..HEAD_BYTES)?.first_chunk()?);
-        Self::read(bytes).filter(|record| record.bytes() == bytes.len() && check_of(bytes) == check)
-    }
-
-    fn write(&self, out: &mut [u8]) {
-        let lengths = self.key.len() as u32 | (self.value.len() as u32) << LENGTH_BITS;
-        let head = lengths | u32::from(self.db + 1) << (2 * LENGTH_BITS);
-        out[..CHECK_AT].copy_from_slice(&head.to_le_bytes());
-        out[HEAD_BYTES..HEAD_BYTES + self.key.len()].copy_from_slice(self.key);
-        out[HEAD_BYTES + self.key.len()..].copy_from_slice(self.value);
-        let check = check_of(out);
-        out[CHECK_AT..HEAD_BYTES].copy_from_slice(&check.to_le_bytes());
-    }
-}
-
-/// The check of a record of which everything else is written.
-fn check_of(record: &[u8]) -> u32 {
-    let head = record.first_chunk().map_or(0, |head| u32::from_le_bytes(*head));
-    // Truncation is meant: 32 of the 64 bits are kept.
-    xxh3_64_with_seed(&record[HEAD_BYTES..], head.into()) as u32
 }

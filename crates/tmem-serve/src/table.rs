@@ -4,6 +4,8 @@
 //! behind it, and whoever meets a larger hash need not look any further. So all entries stand in the order of their hashes from one end
 //! to the other; the table grows by an eighth in one pass over both, and a part of it can be shown from any hash on.
 
+use std::cmp::Ordering;
+
 /// Of a hash of 128 bits 96 stand for the key; the lowest 32 are for others.
 const UNUSED_BITS: u32 = 32;
 /// Places behind the last home, for what is driven past it.
@@ -66,14 +68,12 @@ impl Table {
     fn search(&self, hash: u128) -> Result<usize, usize> {
         let hash = hash >> UNUSED_BITS << UNUSED_BITS;
         let mut at = self.home((hash >> 64) as u64);
-        while let Some(slot) = self.slots.get(at) {
-            if is_empty(slot) || hash_of(slot) > hash {
-                break;
+        while let Some(slot) = self.slots.get(at).filter(|slot| !is_empty(slot)) {
+            match hash_of(slot).cmp(&hash) {
+                Ordering::Less => at += 1,
+                Ordering::Equal => return Ok(at),
+                Ordering::Greater => break,
             }
-            if hash_of(slot) == hash {
-                return Ok(at);
-            }
-            at += 1;
         }
         Err(at)
     }

@@ -58,6 +58,11 @@ impl Server {
         }
     }
 
+    /// Its address, as `--remote` has it.
+    pub fn url(&self) -> String {
+        format!("redis://127.0.0.1:{}", self.port)
+    }
+
     pub fn kill(&mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();

@@ -437,15 +437,12 @@ impl Store {
             }
             Encoding::Lz4 => {
                 let mut page = [0; PAGE_SIZE];
-                let done = examine(zpage).and_then(|_| {
+                let expanded = examine(zpage).and_then(|_| {
                     let what = "it does not expand to a page";
                     Lz4::expand_to(zpage.payload, part.end, &mut page).map_err(|_| ErrorKind::Corrupt { what }.into())
                 });
-                self.events.corrupt.fetch_add(done.is_err().into(), Relaxed);
-                match done {
-                    Ok(()) => with.take().map(|with| Ok(with(&page[part.clone()]))),
-                    Err(error) => Some(Err(error)),
-                }
+                self.events.corrupt.fetch_add(expanded.is_err().into(), Relaxed);
+                expanded.map(|()| with.take().map(|with| with(&page[part.clone()]))).transpose()
             }
             _ => None,
         }
